@@ -3,11 +3,11 @@
 /// Listens to a job; the shell shows it, tests and libraries pass [`Quiet`].
 pub trait Progress: Sync {
     /// A stage of `total` items begins.
-    fn begin(&self, stage: &str, total: u64);
+    fn begin(&self, _stage: &str, _total: u64) {}
     /// `items` more are done; may be called from any thread.
-    fn advance(&self, items: u64);
+    fn advance(&self, _items: u64) {}
     /// The stage is over.
-    fn finish(&self);
+    fn finish(&self) {}
     /// Whether the job should stop; a job that checks ends early, with an error.
     fn is_stopped(&self) -> bool {
         false
@@ -20,8 +20,4 @@ pub trait Progress: Sync {
 #[derive(Clone, Copy, Debug)]
 pub struct Quiet;
 
-impl Progress for Quiet {
-    fn begin(&self, _stage: &str, _total: u64) {}
-    fn advance(&self, _items: u64) {}
-    fn finish(&self) {}
-}
+impl Progress for Quiet {}

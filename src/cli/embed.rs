@@ -6,12 +6,12 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use super::exit::WrongUsage;
+use super::exit::usage;
 use super::progress::{Terminal, say, say_next};
-use super::ranks::{RankFlags, progress_of, tell};
+use super::ranks::{RankFlags, tell};
 use super::{GlobalArgs, write_json};
-use crate::commands::{EmbedOptions, EmbeddedTable, embed, usual_memory_limit};
-use crate::eval::RowChoice;
+use crate::commands::{EmbeddedTable, Machine, embed, open_embedding, usual_memory_limit};
+use crate::eval::{EmbedJob, RowChoice};
 use crate::feature_table::Dtype;
 use crate::model::FeatureLayer;
 use crate::run_config::DeviceChoice;
@@ -68,34 +68,26 @@ pub(super) struct EmbedArgs {
 
 pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     if args.feature.len() > 1 && !args.output.contains(PLACEHOLDER) {
-        bail!(WrongUsage(format!("--output needs {PLACEHOLDER} in its name where there are several layers")));
+        bail!(usage(format!("--output needs {PLACEHOLDER} in its name where there are several layers")));
     }
     let rendezvous = args.ranks.rendezvous()?;
     let output = |layer: &FeatureLayer| {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
     let outputs = args.feature.iter().map(output).collect::<anyhow::Result<Vec<_>>>()?;
+    let memory_limit =
+        args.memory_limit.map_or_else(|| usual_memory_limit(rendezvous.world()), |limit| limit.0);
+    let local_rank = rendezvous.local_rank();
+    let machine = Machine { threads: args.threads, device: args.device, local_rank, memory_limit };
     let open = || {
-        let options = EmbedOptions {
-            checkpoint: global.checkpoint(&args.checkpoint)?,
-            dataset: global.location(&args.dataset)?,
-            split: args.split.clone(),
-            rows: RowChoice::limited(args.limit),
-            batch_size: args.batch_size as usize,
-            threads: args.threads,
-            device: args.device,
-            local_rank: rendezvous.local_rank(),
-            dtype: args.dtype,
-            memory_limit: args
-                .memory_limit
-                .map_or_else(|| usual_memory_limit(rendezvous.world()), |limit| limit.0),
-        };
-        Ok(options.open()?)
+        let (checkpoint, dataset) = (global.checkpoint(&args.checkpoint)?, global.location(&args.dataset)?);
+        let (split, rows) = (args.split.as_deref(), RowChoice::limited(args.limit));
+        let job = open_embedding(&checkpoint, &dataset, split, rows, machine)?;
+        Ok(EmbedJob { batch_size: args.batch_size as usize, dtype: args.dtype, ..job })
     };
     let job = args.ranks.told(&rendezvous, &AtomicBool::new(false), open())?;
     let group = args.ranks.join(&rendezvous)?;
-    let terminal = Terminal::default();
-    let embedded = embed(&job, &outputs, &group, progress_of(group.is_first(), &terminal));
+    let embedded = embed(&job, &outputs, &group, &Terminal::of_rank(group.is_first()));
     let Some(report) = tell(&group, embedded.map_err(Into::into))? else { return Ok(()) };
     let json_of = |table: &EmbeddedTable| {
         let EmbeddedTable { layer, output, published } = table;

@@ -8,20 +8,15 @@ use crate::feature_table::TableError;
 use crate::run_config::ConfigError;
 use crate::storage::StorageError;
 
-/// The data that a command was given are wrong.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct WrongData(pub(super) String);
-
 /// The program is not installed as it should be.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct WrongConfig(pub(super) String);
 
-/// Options do not go together.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct WrongUsage(pub(super) String);
+/// The error of options that do not go together.
+pub(super) fn usage(reason: impl Into<String>) -> CommandError {
+    CommandError::Usage(reason.into())
+}
 
 /// The kind of failure of an error: that of the outermost error of ours in its chain.
 pub(super) fn failure(error: &anyhow::Error) -> Failure {
@@ -58,13 +53,10 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     first_of!(crate::train::TrainError, crate::eval::EmbedError, crate::eval::LinearError);
     #[cfg(feature = "torch")]
     first_of!(crate::distributed::DistributedError);
-    if cause.is::<WrongData>() {
-        return Some(Failure::Data);
-    }
     if cause.is::<ConfigError>() || cause.is::<WrongConfig>() {
         return Some(Failure::Config);
     }
-    if cause.is::<crate::units::OutOfRange>() || cause.is::<WrongUsage>() {
+    if cause.is::<crate::units::OutOfRange>() {
         return Some(Failure::Usage);
     }
     cause.is::<std::io::Error>().then_some(Failure::Io)

@@ -1,10 +1,11 @@
 //! `instdisc export`.
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::GlobalArgs;
-use super::exit::WrongUsage;
+use super::exit::usage;
 use super::progress::{Terminal, say};
 use crate::commands::{
     Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision, preprocessing_of,
@@ -107,10 +108,9 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
         Form::Images(args) => export_images(global, args),
         Form::Torchvision { checkpoint, without_projection, output } => {
             if !output.ends_with(".safetensors") {
-                let reason = format!(
+                bail!(usage(format!(
                     "--output {output}: the file is safetensors, not a pickle; end its name in `.safetensors`"
-                );
-                return Err(WrongUsage(reason).into());
+                )));
             }
             let (checkpoint, place) = (global.checkpoint(checkpoint)?, global.output(output)?);
             let tensors = export_torchvision(&checkpoint, &place, !without_projection)?;
@@ -120,8 +120,7 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
         Form::HuggingFace(args) => to_hub(global, args, Hub::HuggingFace),
         Form::Parquet { table, output } => {
             if !output.ends_with(".parquet") {
-                let reason = format!("--output {output}: end its name in `.parquet`");
-                return Err(WrongUsage(reason).into());
+                bail!(usage(format!("--output {output}: end its name in `.parquet`")));
             }
             let rows = export_parquet(&global.location(table)?, &global.output(output)?)?;
             written(global, output, "rows", rows, None)

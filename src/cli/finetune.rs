@@ -1,17 +1,18 @@
 //! `instdisc finetune`.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::process::stop_on_signals;
 use super::progress::{Meter, Terminal, say};
-use super::ranks::{RankFlags, end_as_lost, progress_of};
-use super::train::{Offer, OptionFlags};
+use super::ranks::{RankFlags, end_as_lost};
+use super::train::{Offer, OptionFlags, step_line, steps_of};
 use super::{GlobalArgs, write_json};
 use crate::commands::{FinetuneRun, Finetuned, Finetuning};
 use crate::run_config::{OptionSpec, TrainConfig, shown};
 use crate::train::{
-    Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag, finetune_protocol,
+    Evaluation, HookError, Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, Scope, StepReport,
+    StopFlag, finetune_protocol,
 };
 use crate::units::Fraction;
 
@@ -81,7 +82,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     };
     let rendezvous = args.ranks.rendezvous()?;
     let is_first = rendezvous.rank() == 0;
-    let terminal = Terminal::default();
+    let terminal = Terminal::of_rank(is_first);
     let open = || {
         let of = FinetuneRun {
             checkpoint: global.checkpoint(&args.checkpoint)?,
@@ -94,11 +95,11 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
             collective_timeout: args.ranks.timeout(),
             on_lost: end_as_lost,
         };
-        Ok(Finetuning::open(of, &args.options.given, progress_of(is_first, &terminal))?)
+        Ok(Finetuning::open(of, &args.options.given, &terminal)?)
     };
     stop_on_signals(&STOP)?;
     let finetuning = args.ranks.told(&rendezvous, &STOP, open())?;
-    let mut hooks = Shown { config: finetuning.config(), is_first, meter: None };
+    let mut hooks = Shown { finetuning: &finetuning, is_first, meter: None };
     let outcome = finetuning.train(&mut hooks, &STOP);
     hooks.meter = None;
     let outcome = outcome?;
@@ -125,7 +126,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
 
 /// Shows a run in the terminal.
 struct Shown<'a> {
-    config: &'a TrainConfig,
+    finetuning: &'a Finetuning,
     /// Of several processes one speaks.
     is_first: bool,
     meter: Option<Meter>,
@@ -136,33 +137,18 @@ impl Hooks for Shown<'_> {
         if !self.is_first {
             return;
         }
-        let resumed = match summary.resumed_step {
-            0 => String::new(),
-            step => format!(", going on after step {step}"),
-        };
-        let processes =
-            if summary.ranks > 1 { format!(" by {} processes", summary.ranks) } else { String::new() };
-        tracing::info!(
-            "{} labels, {} steps of {} images{processes}{resumed}",
-            summary.instances,
-            summary.total_steps,
-            self.config.batch_size
-        );
+        tracing::info!("{} labels, {}", summary.instances, steps_of(summary, self.finetuning.config()));
         self.meter = Some(Meter::new("finetune", summary.total_steps, summary.resumed_step));
     }
 
     fn stepped(&mut self, report: &StepReport) {
         if let Some(meter) = &mut self.meter {
-            let epochs = self.config.epochs;
-            let message = format!(
-                "epoch {}/{epochs} loss {:.4} lr {} {:.0} images/s",
-                report.epoch + 1,
-                report.loss,
-                report.lr,
-                report.images_per_second
-            );
-            meter.advance(1, &message);
+            meter.advance(1, &step_line(report, self.finetuning.config()));
         }
+    }
+
+    fn evaluate(&mut self, state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
+        self.finetuning.evaluate(&state)
     }
 
     fn measured(&mut self, line: &MetricsLine) {

@@ -4,7 +4,7 @@ pub(super) mod braces;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
-use super::exit::WrongUsage;
+use super::exit::usage;
 use super::progress::{Terminal, say, say_next};
 use super::{GlobalArgs, choice, write_json, write_stdout};
 use crate::image::ExifOrientation;
@@ -164,13 +164,13 @@ enum PlanFormat {
 /// `NAME=GLOB`.
 fn split_pattern(text: &str) -> anyhow::Result<(String, PathGlob)> {
     let (name, glob) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-        WrongUsage(format!("`--splits {text}`: expected NAME=GLOB, such as `train=train_images/**`"))
+        usage(format!("`--splits {text}`: expected NAME=GLOB, such as `train=train_images/**`"))
     })?;
     Ok((name.to_owned(), pattern("--splits", glob)?))
 }
 
 fn pattern(option: &str, glob: &str) -> anyhow::Result<PathGlob> {
-    Ok(PathGlob::new(glob).map_err(|reason| WrongUsage(format!("`{option} {glob}`: {reason}")))?)
+    Ok(PathGlob::new(glob).map_err(|reason| usage(format!("`{option} {glob}`: {reason}")))?)
 }
 
 /// The sources that a text names: a path of this machine that is there, or what its braces stand for.
@@ -180,7 +180,7 @@ fn names(pattern: &str) -> anyhow::Result<Vec<String>> {
         tracing::info!("{pattern}: exists under this name, so its braces are not expanded");
         return Ok(vec![pattern.to_owned()]);
     }
-    let names = braces::expand(pattern).map_err(|error| WrongUsage(error.to_string()))?;
+    let names = braces::expand(pattern).map_err(|error| usage(error.to_string()))?;
     if let ([first, .., last], true) = (names.as_slice(), has_braces) {
         tracing::info!("{pattern}: its braces stand for {} sources, from {first} to {last}", names.len());
     }

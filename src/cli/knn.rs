@@ -3,10 +3,11 @@
 #[cfg(feature = "torch")]
 pub(super) mod query;
 
+use anyhow::bail;
 use clap::Args;
 
 use super::GlobalArgs;
-use super::exit::WrongUsage;
+use super::exit::usage;
 use super::progress::Terminal;
 use crate::commands::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
 use crate::eval::{KnnReport, KnnReports, Retrieval};
@@ -15,11 +16,10 @@ use crate::progress::Progress;
 use crate::units::Temperature;
 #[cfg(feature = "torch")]
 use {
-    super::exit::WrongData,
     super::progress::say,
-    super::ranks::{progress_of, tell},
+    super::ranks::tell,
     super::write_json,
-    crate::commands::{KnnFeature, KnnRun, WatchOptions, knn_of_run, watch_run},
+    crate::commands::{CommandError, KnnFeature, KnnRun, WatchOptions, knn_of_run, watch_run},
     crate::distributed::ProcessGroup,
     std::time::Duration,
 };
@@ -131,9 +131,9 @@ impl KnnArgs {
         #[cfg(not(feature = "torch"))]
         let together = false;
         if self.run.is_none() && self.bank.is_empty() {
-            let reason =
-                "what to evaluate is missing: --run RUN with --dataset DATASET, or --bank and --queries";
-            return Err(WrongUsage(reason.into()).into());
+            bail!(usage(
+                "what to evaluate is missing: --run RUN with --dataset DATASET, or --bank and --queries"
+            ));
         }
         Ok(self.run.is_some() || together)
     }
@@ -141,10 +141,9 @@ impl KnnArgs {
     fn job(&self, global: &GlobalArgs) -> anyhow::Result<KnnJob> {
         let output = |text: &Option<String>| text.as_ref().map(|text| global.output(text)).transpose();
         if let Some(output) = self.output.as_ref().filter(|output| output.ends_with(".html")) {
-            let reason = format!(
+            bail!(usage(format!(
                 "--output {output}: the report is JSON; name a .json file, and its page goes beside it"
-            );
-            return Err(WrongUsage(reason).into());
+            )));
         }
         Ok(KnnJob {
             k: self.k.clone(),
@@ -180,11 +179,10 @@ fn run_in(
     args: &KnnArgs,
     local_rank: usize,
 ) -> anyhow::Result<()> {
-    let terminal = Terminal::default();
-    let progress = progress_of(group.is_first(), &terminal);
+    let progress = &Terminal::of_rank(group.is_first());
     let Some(run) = &args.run else { return evaluate_tables(global, args, group, progress) };
     let feature = |name: &String| {
-        name.parse().map_err(|error| WrongUsage(format!("--feature {name}: not bank, and {error}")))
+        name.parse().map_err(|error| usage(format!("--feature {name}: not bank, and {error}")))
     };
     let run = KnnRun {
         run: global.location(run)?,
@@ -202,8 +200,7 @@ fn run_in(
         };
     }
     if group.world() > 1 {
-        let reason = "--watch is for one process; several watchers share a run's checkpoints by themselves";
-        return Err(WrongUsage(reason.into()).into());
+        bail!(usage("--watch is for one process; several watchers share a run's checkpoints by themselves"));
     }
     let options = WatchOptions {
         poll: Duration::from_secs(args.poll_interval),
@@ -217,7 +214,7 @@ fn run_in(
     let steps: Vec<_> = summary.failed.iter().map(ToString::to_string).collect();
     let run = crate::checkpoint::run_of(&run.run)?;
     let reason = format!("{run}: the checkpoints of steps {} could not be evaluated", steps.join(", "));
-    Err(WrongData(reason).into())
+    bail!(CommandError::Data(reason))
 }
 
 fn evaluate_tables(
@@ -227,7 +224,7 @@ fn evaluate_tables(
     progress: &dyn Progress,
 ) -> anyhow::Result<()> {
     if args.bank.len() != args.queries.len() {
-        return Err(WrongUsage("there are as many --bank as --queries".into()).into());
+        bail!(usage("there are as many --bank as --queries"));
     }
     let pair =
         |(bank, queries): (&String, &String)| anyhow::Ok((global.location(bank)?, global.location(queries)?));
@@ -248,10 +245,9 @@ fn columns(args: &KnnArgs) -> anyhow::Result<[ColumnNames; 2]> {
         [] => Ok([None, None]),
         [both] => Ok([Some(both.clone()), Some(both.clone())]),
         [bank, queries] => Ok([Some(bank.clone()), Some(queries.clone())]),
-        _ => {
-            let reason = "is given once for all tables, or twice: for the banks, then for the queries";
-            Err(WrongUsage(format!("{option} {reason}")))
-        }
+        _ => Err(usage(format!(
+            "{option} is given once for all tables, or twice: for the banks, then for the queries"
+        ))),
     };
     let [id, other_id] = of("--id-column", &args.id_column)?;
     let [vector, other_vector] = of("--vector-column", &args.vector_column)?;

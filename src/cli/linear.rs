@@ -1,11 +1,12 @@
 //! `instdisc linear`.
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 
 use super::GlobalArgs;
-use super::exit::WrongUsage;
+use super::exit::usage;
 use super::progress::Terminal;
-use super::ranks::{RankFlags, progress_of, tell};
+use super::ranks::{RankFlags, tell};
 use crate::commands::{LinearJob, LinearRun, linear, linear_of_run, usual_memory_limit};
 use crate::eval::{LinearOptions, LinearReport, ProbeReport, Solver};
 use crate::model::FeatureLayer;
@@ -139,17 +140,16 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         label_seed: args.label_seed,
         output: args.output.as_ref().map(|output| global.output(output)).transpose()?,
     };
-    let terminal = Terminal::default();
     let lines = |report: &LinearReport| report.all().map(line).collect::<Vec<_>>();
     let Some(run) = &args.run else {
         if args.train.len() != args.test.len() {
-            return Err(WrongUsage("there are as many --train as --test".into()).into());
+            bail!(usage("there are as many --train as --test"));
         }
         let pairs = args.train.iter().zip(&args.test);
         let pairs = pairs.map(|(train, test)| anyhow::Ok((global.location(train)?, global.location(test)?)));
         let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
         let group = args.ranks.join(&rendezvous)?;
-        let report = linear(&pairs, &job, &group, progress_of(group.is_first(), &terminal));
+        let report = linear(&pairs, &job, &group, &Terminal::of_rank(group.is_first()));
         let Some(report) = tell(&group, report.map_err(Into::into))? else { return Ok(()) };
         return super::print_report(global, args.output.as_ref(), &lines(&report), &report);
     };
@@ -164,7 +164,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         threads: args.threads,
     };
     let group = args.ranks.join(&rendezvous)?;
-    let report = linear_of_run(&run, &job, &group, progress_of(group.is_first(), &terminal));
+    let report = linear_of_run(&run, &job, &group, &Terminal::of_rank(group.is_first()));
     let Some(report) = tell(&group, report.map_err(Into::into))? else { return Ok(()) };
     super::print_report_of_run(global, args.output.as_ref(), lines, &report)
 }

@@ -38,7 +38,7 @@ use clap_complete::Shell;
 use serde::Serialize;
 use strum::{EnumMessage, VariantArray};
 
-use self::exit::WrongUsage;
+use self::exit::usage;
 use crate::checkpoint::{self, checkpoint_at};
 #[cfg(feature = "torch")]
 use crate::commands::Report;
@@ -149,7 +149,7 @@ impl GlobalArgs {
     fn folder(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
         let location = self.location(text)?;
         if location.local_path().is_some_and(|path| path.is_file()) {
-            bail!(WrongUsage(format!("`{option} {text}`: a file, where a folder is expected")));
+            bail!(usage(format!("`{option} {text}`: a file, where a folder is expected")));
         }
         Ok(location)
     }
@@ -160,9 +160,7 @@ impl GlobalArgs {
         if let Some(folder) = location.folder()
             && matches!(folder.join(checkpoint::MANIFEST).exists(), Ok(true))
         {
-            bail!(WrongUsage(format!(
-                "`{text}`: {folder} is a checkpoint, into which nothing else is written"
-            )));
+            bail!(usage(format!("`{text}`: {folder} is a checkpoint, into which nothing else is written")));
         }
         // A store may let write where it does not let look.
         if matches!(location.exists(), Ok(true)) {
@@ -175,7 +173,7 @@ impl GlobalArgs {
     fn file(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
         let location = self.location(text)?;
         if location.local_path().is_some_and(Path::is_dir) {
-            bail!(WrongUsage(format!("`{option} {text}`: a folder, where a file is expected")));
+            bail!(usage(format!("`{option} {text}`: a folder, where a file is expected")));
         }
         if !location.exists()? {
             let source = std::io::ErrorKind::NotFound.into();
@@ -356,8 +354,7 @@ fn run_learning(cli: &Cli) -> anyhow::Result<()> {
         Command::Learning(LearningCommand::Replay(args)) => replay::run(args),
         Command::Knn(args) => knn::run_together(global, args),
         Command::Bench(args) if args.needs_torch() => bench::run_learning(args),
-        _ => Err(WrongUsage("`instdisc` has this command, `instdisc-torch` those that need libtorch".into())
-            .into()),
+        _ => bail!(usage("`instdisc` has this command, `instdisc-torch` those that need libtorch")),
     }
 }
 

@@ -211,23 +211,46 @@ impl Drop for Meter {
 
 /// Shows the stages of a job one after the other.
 #[derive(Default)]
-pub(super) struct Terminal {
+pub(super) struct Terminal<'a> {
+    /// The name of every stage, in the place of its own.
+    stage: Option<&'static str>,
+    /// Set where the job is to stop.
+    stop: Option<&'a AtomicBool>,
+    /// Of several processes one shows.
+    is_quiet: bool,
     meter: Mutex<Option<Meter>>,
 }
 
-impl Terminal {
+#[cfg(feature = "torch")]
+impl<'a> Terminal<'a> {
+    /// For one of several processes, of which the first shows.
+    pub(super) fn of_rank(is_first: bool) -> Self {
+        Self { is_quiet: !is_first, ..Self::default() }
+    }
+
+    /// For work beside the steps of a run, which ends where the run is to stop.
+    pub(super) fn beside_steps(stage: &'static str, stop: &'a AtomicBool, is_first: bool) -> Self {
+        Self { stage: Some(stage), stop: Some(stop), ..Self::of_rank(is_first) }
+    }
+}
+
+impl Terminal<'_> {
     fn meter(&self) -> MutexGuard<'_, Option<Meter>> {
         self.meter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Progress for Terminal {
+impl Progress for Terminal<'_> {
     fn note(&self, line: &str) {
-        say(line);
+        if !self.is_quiet {
+            say(line);
+        }
     }
 
     fn begin(&self, stage: &str, total: u64) {
-        *self.meter() = Some(Meter::new(stage, total, 0));
+        if !self.is_quiet {
+            *self.meter() = Some(Meter::new(self.stage.unwrap_or(stage), total, 0));
+        }
     }
 
     fn advance(&self, items: u64) {
@@ -238,6 +261,10 @@ impl Progress for Terminal {
 
     fn finish(&self) {
         self.meter().take();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
     }
 }
 

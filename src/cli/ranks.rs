@@ -6,10 +6,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::failure;
-use super::progress::{Terminal, say, speak_as_rank};
+use super::progress::{say, speak_as_rank};
 use crate::commands::CommandError;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags, end_process};
-use crate::progress::{Progress, Quiet};
 
 /// Which process of a job this is. torchrun and srun say it in the environment; flags win.
 #[derive(Debug, Args)]
@@ -27,11 +26,6 @@ pub(super) struct RankFlags {
     /// Count another process as lost after this many seconds without an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     collective_timeout: u64,
-}
-
-/// Process 0 shows how far a job is.
-pub(super) fn progress_of(is_first: bool, terminal: &Terminal) -> &dyn Progress {
-    if is_first { terminal } else { &Quiet }
 }
 
 /// Tells the other processes how this one fails.

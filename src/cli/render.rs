@@ -1,8 +1,9 @@
 //! `instdisc render`.
 
+use anyhow::bail;
 use clap::Args;
 
-use super::exit::WrongUsage;
+use super::exit::usage;
 use super::{GlobalArgs, choice, write_json};
 use crate::commands::{RenderOptions, render};
 use crate::ids::InstanceId;
@@ -50,8 +51,7 @@ pub(super) struct RenderArgs {
 
 pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> {
     if !args.output.ends_with(".png") {
-        let reason = format!("--output {}: the drawing is a PNG; end its name in `.png`", args.output);
-        return Err(WrongUsage(reason).into());
+        bail!(usage(format!("--output {}: the drawing is a PNG; end its name in `.png`", args.output)));
     }
     let options = RenderOptions {
         dataset: global.location(&args.dataset)?,

@@ -7,8 +7,8 @@ use clap::Args;
 use tch::{Kind, Tensor};
 
 use super::choice;
-use super::exit::WrongData;
 use crate::bank::MemoryBank;
+use crate::commands::CommandError;
 use crate::distributed::ProcessGroup;
 use crate::ids::BankRow;
 use crate::model::{NamedTensors, select_device};
@@ -71,7 +71,8 @@ pub(super) struct ReplayArgs {
 
 pub(super) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     let bytes = Location::from_path(&args.input)?.read()?;
-    let wrong = |error: anyhow::Error| WrongData(format!("--input {}: {error:#}", args.input.display()));
+    let wrong =
+        |error: anyhow::Error| CommandError::Data(format!("--input {}: {error:#}", args.input.display()));
     let input = NamedTensors::from_bytes(&bytes).map_err(|error| wrong(error.into()))?;
     let output = replay(args, &input).map_err(wrong)?;
     Location::from_path(&args.output)?.publish(output.to_bytes(), PublishMode::Overwrite)?;

@@ -18,25 +18,28 @@ fn the_command_line_is_consistent() {
 }
 
 #[test]
-fn options_of_stores_are_in_the_help_of_commands_that_take_a_location_alone() {
-    fn shown(command: &mut clap::Command, path: &str, with: &mut Vec<String>, without: &mut Vec<String>) {
-        let path = format!("{path} {}", command.get_name());
-        let of = if command.render_long_help().to_string().contains(STORAGE) { with } else { without };
-        of.push(path.trim().to_owned());
+fn every_command_has_an_example() {
+    for command in command_line().get_subcommands().filter(|command| command.get_name() != "completions") {
+        let (name, help) = (command.get_name(), command.get_after_help().expect("a help").to_string());
+        assert!(help.starts_with(&format!("Example:\n  instdisc {name}")), "{name}: {help}");
     }
+}
+
+#[test]
+fn options_of_stores_are_in_the_help_of_commands_that_take_a_location_alone() {
     let mut command = command_line();
     command.build();
-    let (mut with, mut without) = (Vec::new(), Vec::new());
-    for command in command.get_subcommands_mut() {
-        shown(command, "", &mut with, &mut without);
-        let name = command.get_name().to_owned();
-        command.get_subcommands_mut().for_each(|command| shown(command, &name, &mut with, &mut without));
+    let of_stores = |path: &str| {
+        let find = |command, name| clap::Command::find_subcommand(command, name).expect("a command");
+        let command = path.split(' ').fold(&command, find);
+        let is_shown = |arg: &&Arg| !arg.is_hide_set() && arg.get_help_heading() == Some(STORAGE);
+        command.get_arguments().filter(is_shown).filter_map(Arg::get_long).collect::<Vec<_>>().join(" ")
+    };
+    for path in ["ingest", "inspect", "knn", "render", "export", "export parquet", "bench", "bench loader"] {
+        assert_eq!(of_stores(path), "storage-option retry-seconds retry-tries single-writer", "{path}");
     }
-    for name in ["ingest", "inspect", "knn", "render", "export", "export parquet", "bench", "bench loader"] {
-        assert!(with.iter().any(|shown| shown == name), "{name}: {with:?}");
-    }
-    for name in ["synth", "completions"] {
-        assert!(without.iter().any(|shown| shown == name), "{name}: {without:?}");
+    for path in ["synth", "completions"] {
+        assert_eq!(of_stores(path), "", "{path}");
     }
     // Hidden is not refused.
     for words in ["synth --dest a --retry-seconds 5", "--single-writer synth --dest a"] {

@@ -1,41 +1,13 @@
 //! `embed`: the features of a split under a checkpoint's encoder, as feature tables.
 
 use super::CommandError;
-use super::run::is_own;
+use super::run::{Machine, RunDataset, is_own};
 use crate::checkpoint::Checkpoint;
-use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
 use crate::eval::{self, EmbedJob, Existing, RowChoice};
-use crate::feature_table::Dtype;
 use crate::model::FeatureLayer;
 use crate::progress::Progress;
-use crate::run_config::DeviceChoice;
 use crate::storage::{Location, Published};
-
-/// What to embed.
-#[derive(Clone, Debug)]
-pub struct EmbedOptions {
-    /// The checkpoint's folder.
-    pub checkpoint: Location,
-    /// The dataset's folder.
-    pub dataset: Location,
-    /// The split; by default the dataset's first evaluation split.
-    pub split: Option<String>,
-    /// Rows of the split: all, or a sample.
-    pub rows: RowChoice,
-    /// Images of a batch.
-    pub batch_size: usize,
-    /// Threads that decode; 0 for one per core.
-    pub threads: usize,
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// The number of this process among those on this machine; each takes another CUDA device.
-    pub local_rank: usize,
-    /// The type of the written numbers; by default [`Dtype::usual`] of each layer.
-    pub dtype: Option<Dtype>,
-    /// Vectors that take more bytes than this are in a temporary file until they are written.
-    pub memory_limit: u64,
-}
 
 /// The tables of a split.
 #[derive(Clone, Debug)]
@@ -61,31 +33,23 @@ pub struct EmbeddedTable {
     pub published: Option<Published>,
 }
 
-impl EmbedOptions {
-    /// Opens checkpoint and dataset, before several processes join.
-    ///
-    /// # Errors
-    /// If one of them cannot be read, or the dataset lacks the split.
-    pub fn open(&self) -> Result<EmbedJob, CommandError> {
-        let (manifest, checkpoint) = (Manifest::read(&self.dataset)?, Checkpoint::open(&self.checkpoint)?);
-        if !is_own(&checkpoint, &manifest) {
-            let trained_on = &checkpoint.manifest().trained_on.dataset_digest;
-            tracing::info!("the checkpoint was trained on another dataset, {trained_on:.12}…");
-        }
-        Ok(EmbedJob {
-            checkpoint,
-            split: manifest.evaluation_split(&self.dataset, "", self.split.as_deref())?,
-            manifest,
-            dataset: self.dataset.clone(),
-            rows: self.rows,
-            batch_size: self.batch_size,
-            threads: self.threads,
-            device: self.device,
-            local_rank: self.local_rank,
-            dtype: self.dtype,
-            memory_limit: self.memory_limit,
-        })
+/// Opens what is embedded, before several processes join: a split of a dataset, by default its first evaluation split,
+/// under a checkpoint's encoder.
+///
+/// # Errors
+/// If checkpoint or dataset cannot be read, or the dataset lacks the split.
+pub fn open_embedding(
+    checkpoint: &Location,
+    dataset: &Location,
+    split: Option<&str>,
+    rows: RowChoice,
+    machine: Machine,
+) -> Result<EmbedJob, CommandError> {
+    let (dataset, checkpoint) = (RunDataset::open(dataset, "", split)?, Checkpoint::open(checkpoint)?);
+    if let Some(trained_on) = dataset.other_trained_on(&checkpoint) {
+        tracing::info!("the checkpoint was trained on another dataset, {:.12}…", trained_on.dataset_digest);
     }
+    Ok(dataset.embedding(&checkpoint, &dataset.split, rows, machine))
 }
 
 /// Embeds a split to a feature table for each layer. Several processes embed a share each, and rank 0 returns

@@ -1,6 +1,5 @@
 //! `finetune`: trains a checkpoint's encoder on few labels, and scores the classifier.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,8 +19,8 @@ use crate::progress::Progress;
 use crate::run_config::{Given, OptionSpec, Scope, TrainConfig};
 use crate::storage::{Location, PublishMode};
 use crate::train::{
-    Evaluation, FinetuneJob, HookError, Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, StepReport,
-    StopFlag, TrainJob, finetune, finetune_protocol,
+    Evaluation, FinetuneJob, HookError, Hooks, LabelOptions, Outcome, StopFlag, TrainJob, finetune,
+    finetune_protocol,
 };
 
 /// What to fine-tune, and by which processes.
@@ -48,19 +47,11 @@ pub struct FinetuneRun {
 }
 
 /// A fine-tuning whose options are resolved.
+#[derive(Debug)]
 pub struct Finetuning {
     job: FinetuneJob,
     split: String,
     evaluated: Arc<dyn Source>,
-}
-
-impl fmt::Debug for Finetuning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Finetuning")
-            .field("job", &self.job)
-            .field("split", &self.split)
-            .finish_non_exhaustive()
-    }
 }
 
 /// A finished fine-tuning.
@@ -126,13 +117,22 @@ impl Finetuning {
         &self.job.train.config
     }
 
-    /// Trains to the end of the last epoch, and scores the classifier after each: its share of hits goes to
-    /// the metrics as `top1` and `top5`.
+    /// Trains to the end of the last epoch. The hooks score the classifier by [`evaluate`](Self::evaluate).
     ///
     /// # Errors
     /// As [`finetune`].
     pub fn train(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, CommandError> {
-        Ok(finetune(&self.job, &mut Scored { of: self, hooks }, stop)?)
+        Ok(finetune(&self.job, hooks, stop)?)
+    }
+
+    /// The classifier's share of hits as it is, `top1` and `top5` in the metrics; each process counts those of some
+    /// images.
+    ///
+    /// # Errors
+    /// If an image cannot be read, or another process fails.
+    pub fn evaluate(&self, state: &Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
+        let ClassifierReport { top1, top5, .. } = ClassifierReport::new(self.score(state)?);
+        Ok(Map::from_iter([("top1".to_owned(), json!(top1)), ("top5".to_owned(), json!(top5))]))
     }
 
     /// The report of the checkpoint after this step; it is made and published where it does not exist. For one process.
@@ -160,10 +160,6 @@ impl Finetuning {
         Ok(Finetuned { location, report, is_kept: false })
     }
 
-    /// The hits of the classifier as it is; each process counts those of some images.
-    ///
-    /// # Errors
-    /// If an image cannot be read, or another process fails.
     fn score(&self, state: &Evaluation<'_>) -> Result<Score, HookError> {
         let own = share(self.evaluated.len(), state.group);
         let images: Arc<dyn Source> = if state.group.world() == 1 {
@@ -208,42 +204,7 @@ fn settings(config: &TrainConfig, begun: &Value) -> Vec<String> {
 struct UntilStopped<'a>(&'a StopFlag);
 
 impl Progress for UntilStopped<'_> {
-    fn begin(&self, _stage: &str, _total: u64) {}
-
-    fn advance(&self, _items: u64) {}
-
-    fn finish(&self) {}
-
     fn is_stopped(&self) -> bool {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Hooks, and scores of the classifier.
-struct Scored<'a> {
-    of: &'a Finetuning,
-    hooks: &'a mut dyn Hooks,
-}
-
-impl Hooks for Scored<'_> {
-    fn started(&mut self, summary: &RunSummary) {
-        self.hooks.started(summary);
-    }
-
-    fn stepped(&mut self, report: &StepReport) {
-        self.hooks.stepped(report);
-    }
-
-    fn evaluate(&mut self, state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
-        let ClassifierReport { top1, top5, .. } = ClassifierReport::new(self.of.score(&state)?);
-        Ok(Map::from_iter([("top1".to_owned(), json!(top1)), ("top5".to_owned(), json!(top5))]))
-    }
-
-    fn measured(&mut self, line: &MetricsLine) {
-        self.hooks.measured(line);
-    }
-
-    fn progress(&self) -> &dyn Progress {
-        self.hooks.progress()
     }
 }

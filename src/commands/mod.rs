@@ -25,7 +25,7 @@ mod run;
 mod watch;
 
 #[cfg(feature = "torch")]
-pub use embed::{EmbedOptions, EmbedReport, EmbeddedTable, embed};
+pub use embed::{EmbedReport, EmbeddedTable, embed, open_embedding};
 pub use error::CommandError;
 pub use export::{
     Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision, preprocessing_of,
@@ -40,13 +40,13 @@ pub use knn::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
 #[cfg(feature = "torch")]
 pub use linear::{LinearJob, LinearRun, linear, linear_of_run};
 #[cfg(feature = "torch")]
-pub use monitor::{Monitor, OtherMonitor};
+pub use monitor::{Monitor, OtherMonitor, all_or_none};
 #[cfg(feature = "torch")]
 pub use query::{FoundRow, QueriedImage, QueryJob, QueryReport, SkippedImage, query};
 pub use render::{RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};
 #[cfg(feature = "torch")]
 pub use reports::Report;
 #[cfg(feature = "torch")]
-pub use run::usual_memory_limit;
+pub use run::{Machine, usual_memory_limit};
 #[cfg(feature = "torch")]
 pub use watch::{WatchEnd, WatchOptions, WatchSummary};

@@ -2,7 +2,7 @@
 //! other datasets.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use super::CommandError;
 use super::run::BATCH_SIZE;
 use crate::dataset::{DatasetError, EVALUATION_SPLITS, Manifest};
-use crate::eval::{KnnOptions, default_k, encode, evaluate, evaluate_over, gather_table, share};
+use crate::distributed::ProcessGroup;
+use crate::eval::{GridCell, KnnOptions, default_k, encode, evaluate, evaluate_over, gather_table, share};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
@@ -34,19 +35,12 @@ const CPU_BATCH_SIZE: usize = 16;
 const TRAINED: &str = "train";
 
 /// Scores encoder and bank by the images of a labelled split.
+#[derive(Debug)]
 pub struct Monitor {
     queries: Option<(Arc<dyn Source>, TableMeta)>,
     ids: Vec<InstanceId>,
     labels: Vec<Option<ClassId>>,
     threads: usize,
-}
-
-impl fmt::Debug for Monitor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Monitor")
-            .field("queries", &self.queries.as_ref().map(|(_, meta)| meta))
-            .finish_non_exhaustive()
-    }
 }
 
 impl Monitor {
@@ -134,37 +128,18 @@ impl Monitor {
             updated_step: bank.updated_step().to_vec(),
             features: bank.to_vec(),
         };
-        // Ids and labels of all rows; the vectors are with their owners.
-        let whole = FeatureTable {
-            meta: rows.meta.clone(),
-            ids: self.ids.clone(),
-            labels: self.labels.clone(),
-            updated_step: Vec::new(),
-            features: Vec::new(),
-        };
-        let most = default_k(bank.instances());
-        let k = if most > 1 { vec![1, most] } else { vec![1] };
-        let options = KnnOptions { k, ..KnnOptions::default() };
-        let (report, _) = evaluate_over(group, &whole, (range, &rows), &queries, &options, None)?;
-        for cell in &report.grid {
-            scores.insert(format!("knn{}_top1", cell.k), json!(cell.top1));
-        }
+        scores.extend(vote(group, (&self.ids, &self.labels), (range, &rows), &queries)?.0);
         Ok(scores)
     }
 }
 
 /// Scores an encoder by a fixed sample of two splits.
+#[derive(Debug)]
 pub struct OtherMonitor {
     name: String,
     voters: (Arc<dyn Source>, TableMeta),
     queries: (Arc<dyn Source>, TableMeta),
     threads: usize,
-}
-
-impl fmt::Debug for OtherMonitor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OtherMonitor").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 impl OtherMonitor {
@@ -266,30 +241,37 @@ impl OtherMonitor {
         let embed =
             |of| embed_share(state, of, &projection, self.threads, progress).map(|mut parts| parts.remove(0));
         let rows = embed((source, meta))?;
-        let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
-        // Ids and labels of all voters; the vectors are with those that embedded them.
-        let whole = FeatureTable {
-            meta: rows.meta.clone(),
-            ids,
-            labels,
-            updated_step: Vec::new(),
-            features: Vec::new(),
-        };
+        let voters = (source.ids(), source.labels());
         let (source, meta) = &self.queries;
         let part = embed((source, meta))?;
         let queries = gather_table(group, part, (source.ids(), source.labels()))?;
-        let most = default_k(whole.ids.len());
-        let k = if most > 1 { vec![1, most] } else { vec![1] };
-        let options = KnnOptions { k, ..KnnOptions::default() };
-        let own = share(whole.ids.len(), group);
-        let (report, _) = evaluate_over(group, &whole, (own, &rows), &queries, &options, None)?;
-        let mut scores = Map::new();
-        for cell in &report.grid {
-            scores.insert(format!("{}/knn{}_top1", self.name, cell.k), json!(cell.top1));
-        }
-        scores.insert(format!("{}/knn_chance", self.name), json!(report.most_frequent_class));
-        Ok(scores)
+        let (mut scores, chance) = vote(group, voters, (share(voters.0.len(), group), &rows), &queries)?;
+        scores.insert("knn_chance".to_owned(), json!(chance));
+        Ok(scores.into_iter().map(|(name, score)| (format!("{}/{name}", self.name), score)).collect())
     }
+}
+
+/// The scores of queries by one neighbour and by the default number, by their names in the metrics, and chance. Ids
+/// and labels are those of all voters; of the vectors each process has those in its range.
+fn vote(
+    group: &ProcessGroup,
+    (ids, labels): (&[InstanceId], &[Option<ClassId>]),
+    (range, rows): (Range<usize>, &FeatureTable),
+    queries: &FeatureTable,
+) -> Result<(Map<String, Value>, f64), HookError> {
+    let whole = FeatureTable {
+        meta: rows.meta.clone(),
+        ids: ids.to_vec(),
+        labels: labels.to_vec(),
+        updated_step: Vec::new(),
+        features: Vec::new(),
+    };
+    let most = default_k(ids.len());
+    let k = if most > 1 { vec![1, most] } else { vec![1] };
+    let options = KnnOptions { k, ..KnnOptions::default() };
+    let (report, _) = evaluate_over(group, &whole, (range, rows), queries, &options, None)?;
+    let score = |cell: &GridCell| (format!("knn{}_top1", cell.k), json!(cell.top1));
+    Ok((report.grid.iter().map(score).collect(), report.most_frequent_class))
 }
 
 /// The name of a monitor: that of the folder and that of the scored split, of letters that TensorBoard and
@@ -332,6 +314,23 @@ fn meta(manifest: &Manifest, split: &str, dim: usize) -> TableMeta {
     }
 }
 
+/// The result of this process; where another one failed, none goes on. All processes call it.
+///
+/// # Errors
+/// That of this process, or `reason` for the first one that failed.
+pub fn all_or_none<T, E: Into<HookError>>(
+    group: &ProcessGroup,
+    result: Result<T, E>,
+    reason: &str,
+) -> Result<T, HookError> {
+    let failed = group.gather_bytes(&[u8::from(result.is_err())])?;
+    let result = result.map_err(Into::into)?;
+    match failed.iter().position(|flag| flag == &[1]) {
+        Some(rank) => Err(format!("rank {rank} {reason}").into()),
+        None => Ok(result),
+    }
+}
+
 /// What these layers make of this process's share of some images.
 ///
 /// # Errors
@@ -350,12 +349,7 @@ fn embed_share(
         Arc::new(Subset::of_range(Arc::clone(source), share(source.len(), group)))
     };
     let part = encode(state.encoder, images, layers, meta, (batch_size(state.encoder), threads), progress);
-    let failed = group.gather_bytes(&[u8::from(part.is_err())])?;
-    let part = part?;
-    if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
-        return Err(format!("rank {rank} could not embed its images").into());
-    }
-    Ok(part)
+    all_or_none(group, part, "could not embed its images")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::eval::{
     KnnOptions, KnnReports, Thumbnails, checkpoint_bank, checkpoint_of_bank, collapsed_rows, encode,
     evaluate_with_neighbours, load_encoder, open_bank,
 };
-use crate::feature_table::{ColumnNames, FeatureTable, Kind, Table, TableMeta};
+use crate::feature_table::{ColumnNames, FeatureTable, Kind, Table, TableError, TableMeta};
 use crate::ids::InstanceId;
 use crate::image::{self, ExifOrientation, ImageError, Limits};
 use crate::ingest::is_image;
@@ -300,7 +300,7 @@ fn embed(
         classes: Vec::new(),
         ..meta.clone()
     };
-    let mut queries: Option<FeatureTable> = None;
+    let mut parts: Vec<FeatureTable> = Vec::new();
     let (mut names, mut skipped, mut thumbnails) = (Vec::<String>::new(), Vec::new(), Thumbnails::default());
     let mut left = files.as_slice();
     while !left.is_empty() {
@@ -343,21 +343,13 @@ fn embed(
         }
         let source = MemorySource::new(rows).with_exif_orientation(orientation.unwrap_or_default());
         let sizes = (BATCH_SIZE, job.threads);
-        let mut parts = encode(&encoder, Arc::new(source), &[layer], &table_meta, sizes, progress)?;
-        let part = parts.remove(0);
-        match &mut queries {
-            None => queries = Some(part),
-            Some(all) => {
-                all.ids.extend(part.ids);
-                all.labels.extend(part.labels);
-                all.updated_step.extend(part.updated_step);
-                all.features.extend(part.features);
-            }
-        }
+        parts.extend(encode(&encoder, Arc::new(source), &[layer], &table_meta, sizes, progress)?);
     }
-    let Some(queries) = queries else {
+    if parts.is_empty() {
         return Err(CommandError::Data(format!("all {} images are broken", skipped.len())));
-    };
+    }
+    let named = parts.into_iter().map(|part| Ok::<_, TableError>(("the images".to_owned(), part)));
+    let queries = FeatureTable::join(named)?;
     let mut rows = queries.features.chunks(queries.meta.dim);
     if let Some(row) = rows.position(|row| row.iter().any(|x| !x.is_finite())) {
         let checkpoint = checkpoint.folder();

@@ -27,12 +27,15 @@ pub(super) struct RunDataset {
 
 /// Where images are embedded, and by how many threads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Machine {
-    pub(super) threads: usize,
-    pub(super) device: DeviceChoice,
-    pub(super) local_rank: usize,
+pub struct Machine {
+    /// Threads that decode; 0 for one per core.
+    pub threads: usize,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// The number of this process among those on this machine; each takes another CUDA device.
+    pub local_rank: usize,
     /// The bytes that this process may hold.
-    pub(super) memory_limit: u64,
+    pub memory_limit: u64,
 }
 
 /// The bytes that one of several processes may hold where no limit is given: its share of half of the machine's memory.

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::CommandError;
 use super::reports::REPORTS;
-use crate::checkpoint::{CheckpointError, finished_step, list_checkpoints};
+use crate::checkpoint::{finished_step, list_checkpoints};
 use crate::failure::chain;
 use crate::storage::{Location, Lock, StorageError};
 
@@ -58,13 +59,13 @@ pub(super) fn report_location(folder: &Location, name: &str, step: u64) -> Locat
 ///
 /// # Errors
 /// The first other error of `evaluate`, or of the store. A checkpoint that was removed meanwhile is skipped.
-pub(super) fn watch<E: From<CheckpointError> + std::error::Error + 'static>(
+pub(super) fn watch(
     run: &Location,
     name: impl Fn(&Location) -> String,
     options: &WatchOptions,
-    is_damaged: impl Fn(&E) -> bool,
-    mut evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), E>,
-) -> Result<WatchSummary, E> {
+    is_damaged: impl Fn(&CommandError) -> bool,
+    mut evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), CommandError>,
+) -> Result<WatchSummary, CommandError> {
     let (mut evaluated, mut failed) = (Vec::new(), BTreeSet::new());
     let mut last_news = Instant::now();
     let mut newest = None;
@@ -76,24 +77,23 @@ pub(super) fn watch<E: From<CheckpointError> + std::error::Error + 'static>(
         if step > newest {
             (newest, last_news) = (step, Instant::now());
         }
-        let reports = reports(run)?;
-        let mut open = false;
-        let mut worked = false;
+        let reports: BTreeSet<_> = run.join(REPORTS).list()?.into_iter().map(|entry| entry.name).collect();
+        let (mut open, mut worked) = (false, false);
         for (step, folder) in &checkpoints {
             let report = report_location(&run.join(REPORTS), &name(folder), *step);
             if reports.contains(report.file_name()) || failed.contains(step) {
                 continue;
             }
-            let Some(lock) = take_lock(&report).map_err(CheckpointError::from)? else {
+            let Some(lock) = take_lock(&report)? else {
                 open = true;
                 continue;
             };
             // Another watcher may have published and given back its lock since the look above.
-            let done = report.exists().map_err(CheckpointError::from)?;
+            let done = report.exists()?;
             let result = if done { Ok(()) } else { evaluate(*step, folder, &lock) };
             drop(lock);
             if let Err(error) = result {
-                if !is_listed(run, *step)? {
+                if list_checkpoints(run)?.iter().all(|(listed, _)| listed != step) {
                     tracing::warn!("{folder}: the checkpoint was removed before it could be evaluated");
                     continue;
                 }
@@ -123,15 +123,6 @@ pub(super) fn watch<E: From<CheckpointError> + std::error::Error + 'static>(
             std::thread::sleep(options.poll);
         }
     }
-}
-
-/// The names of the files in the folder of reports.
-fn reports(run: &Location) -> Result<BTreeSet<String>, CheckpointError> {
-    Ok(run.join(REPORTS).list()?.into_iter().map(|entry| entry.name).collect())
-}
-
-fn is_listed(run: &Location, step: u64) -> Result<bool, CheckpointError> {
-    Ok(list_checkpoints(run)?.iter().any(|(listed, _)| *listed == step))
 }
 
 /// Takes the lock of a report; none where another watcher holds it.

@@ -31,6 +31,7 @@ pub use manifest::{
     ContentDigest, DatasetSummary, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry,
     FooterEntry, IngestRecord, Manifest, PartReport, ShardEntry, Split, SplitSummary, summarise,
 };
+pub(crate) use reader::read_footer;
 pub use reader::{ShardReader, verify};
 pub use writer::{ShardWriter, WriterOptions, WrittenShard, unsealed};
 

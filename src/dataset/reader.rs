@@ -17,15 +17,16 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::Encoding;
 use parquet::column::page::{Page, PageReader};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::ParquetMetaDataReader;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 use rayon::prelude::*;
 
 use super::{
-    ContentDigest, DatasetError, IMAGE_BYTES, LENGTH_BYTES, Located, Manifest, Place, Row, ShardEntry, Split,
-    missing, read_whole, schema, schema_without_entry_points, unsealed,
+    ContentDigest, DatasetError, FooterEntry, IMAGE_BYTES, LENGTH_BYTES, Located, Manifest, Place, Row,
+    ShardEntry, Split, missing, read_whole, schema, schema_without_entry_points, unsealed,
 };
+use crate::guard::guard;
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
@@ -87,10 +88,7 @@ impl ShardReader {
         if bytes != entry.bytes {
             return Err(damaged(format!("it has {bytes} bytes, the manifest says {}", entry.bytes)));
         }
-        let footer = footer(&location, entry)?.map_err(|reason| damaged(format!("its footer: {reason}")))?;
-        let options = ArrowReaderOptions::new();
-        let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), options)
-            .map_err(|error| damaged(format!("its schema: {error}")))?;
+        let metadata = read_footer(&location, bytes, entry.footer)?;
         let known = [schema(), schema_without_entry_points()];
         if !known.iter().any(|known| known.fields() == metadata.schema().fields()) {
             return Err(damaged("its columns are not those of a dataset".into()));
@@ -282,29 +280,41 @@ fn has_nulls(image: &ArrayRef) -> bool {
     image.as_struct().columns().iter().any(|column| column.null_count() > 0)
 }
 
-/// Fetches and parses the footer; the outer error is the store's. Its bytes are compared with the manifest's
-/// digest before they are parsed, where the manifest has one.
-fn footer(location: &Location, entry: &ShardEntry) -> Result<Result<ParquetMetaData, String>, DatasetError> {
-    let bytes = entry.bytes;
-    let size = entry.footer.map_or(FOOTER_GUESS_BYTES, |footer| footer.bytes);
-    let mut from = bytes.saturating_sub(size);
-    loop {
+/// Fetches and parses the footer of a Parquet file of this many bytes. Where its size and digest are known, its bytes
+/// are compared before they are parsed; else more of the file is read where the footer is huge.
+///
+/// # Errors
+/// If the footer or its schema is damaged, or the store fails.
+pub(crate) fn read_footer(
+    location: &Location,
+    bytes: u64,
+    expected: Option<FooterEntry>,
+) -> Result<ArrowReaderMetadata, DatasetError> {
+    let damaged = |part: &str, reason: String| DatasetError::Damaged {
+        shard: location.to_string(),
+        reason: format!("its {part}: {reason}"),
+    };
+    let of_footer = |reason: String| damaged("footer", reason);
+    let mut from = bytes.saturating_sub(expected.map_or(FOOTER_GUESS_BYTES, |footer| footer.bytes));
+    let footer = loop {
         let end = location.read_range(from..bytes)?;
-        if entry.footer.is_some_and(|footer| Digest::of(&end) != footer.digest) {
-            return Ok(Err("its bytes are not those that were written".into()));
+        if expected.is_some_and(|footer| Digest::of(&end) != footer.digest) {
+            return Err(of_footer("its bytes are not those that were written".into()));
         }
         let mut reader = ParquetMetaDataReader::new();
-        let part = FilePart { start: from, len: bytes, bytes: end };
-        match reader.try_parse_sized(&part, bytes) {
-            Ok(()) => return Ok(reader.finish().map_err(|error| error.to_string())),
+        match guard(|| reader.try_parse_sized(&end, bytes)).map_err(of_footer)? {
+            Ok(()) => break reader.finish().map_err(|error| of_footer(error.to_string()))?,
             Err(ParquetError::NeedMoreData(needed))
-                if entry.footer.is_none() && (needed as u64) <= bytes && from > 0 =>
+                if expected.is_none() && needed as u64 <= bytes && from > 0 =>
             {
                 from = (bytes - needed as u64).min(from - 1);
             }
-            Err(error) => return Ok(Err(error.to_string())),
+            Err(error) => return Err(of_footer(error.to_string())),
         }
-    }
+    };
+    let metadata = guard(|| ArrowReaderMetadata::try_new(Arc::new(footer), ArrowReaderOptions::new()));
+    let metadata = metadata.map_err(|reason| damaged("schema", reason))?;
+    metadata.map_err(|error| damaged("schema", error.to_string()))
 }
 
 /// The images of a row group, each a slice of `part`.

@@ -186,8 +186,8 @@ fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     })
 }
 
-/// The peak memory of this process, in bytes.
-fn peak_memory() -> Option<u64> {
+/// The peak memory of this process, in bytes; none where the system does not say.
+pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use serde::Serialize;
 use strum::{EnumMessage, VariantArray};
 
-pub use bench::{BenchOptions, BenchReport, bench};
+pub use bench::{BenchOptions, BenchReport, bench, peak_memory};
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
 pub use job::{ingest, plan, source_plan};
 pub use memory::machine_memory;

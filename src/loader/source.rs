@@ -116,6 +116,12 @@ pub trait Source: Send + Sync {
     fn expect(&self, _group: usize, _next_use: u64) {}
 }
 
+impl std::fmt::Debug for dyn Source + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a source of {} images", self.len())
+    }
+}
+
 impl dyn Source + '_ {
     /// The number of instances.
     pub fn len(&self) -> usize {

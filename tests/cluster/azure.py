@@ -4,11 +4,12 @@ import base64
 import datetime
 import hashlib
 import hmac
-import http.client
 import re
 import urllib.parse
 
-from support import AZURITE, WORK, environment, free_port, is_open, note_started, running, spawn, stop, tool, wait_until
+from support import (
+    AZURITE, WORK, Store, environment, free_port, is_open, note_started, running, spawn, stop, tool, wait_until,
+)
 
 CONTAINER = "container"
 # The account of all of Azurite's users, published in its manual.
@@ -17,7 +18,7 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 VERSION = "2021-12-02"
 
 
-class Azurite:
+class Azurite(Store):
     """An account with one container."""
 
     def __init__(self):
@@ -54,14 +55,7 @@ class Azurite:
         text = f"{method}\n\n\n{length}\n\n\n\n\n\n\n\n\n{signed}{resource}"
         signature = base64.b64encode(hmac.new(base64.b64decode(KEY), text.encode(), hashlib.sha256).digest()).decode()
         headers |= {"authorization": f"SharedKey {ACCOUNT}:{signature}", "content-length": str(len(body))}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
-        connection.request(method, target, body, headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        assert answer.status < 300, f"{method} {target}: {answer.status} {data[:300]}"
-        return data
+        return self.ask(method, f"{path}?{urllib.parse.urlencode(query)}" if query else path, body, headers)
 
     def put(self, name, body):
         self.request("PUT", f"{CONTAINER}/{name}", body=body, x_ms_blob_type="BlockBlob")
@@ -75,11 +69,6 @@ class Azurite:
         text = self.request("GET", CONTAINER, query).decode()
         assert "<NextMarker/>" in text or "<NextMarker></NextMarker>" in text, "more than a page"
         return re.findall(r"<Name>([^<]*)</Name>", text)
-
-    def newest_bank(self, run):
-        """The bank of the newest whole checkpoint of a run."""
-        done = [name for name in self.keys(f"{run}/checkpoints/") if name.endswith("/checkpoint.json")]
-        return self.get(f"{max(done).rsplit('/', 1)[0]}/bank.arrow")
 
     def stop(self):
         running.remove(self)

@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import hmac
-import http.client
 import os
 import re
 import shutil
@@ -13,7 +12,8 @@ import uuid
 from pathlib import Path
 
 from support import (
-    TOOLS, WORK, environment, free_port, is_open, note, note_started, running, scratch, spawn, stop, tool, wait_until,
+    TOOLS, WORK, Store, environment, free_port, is_open, note, note_started, running, scratch, spawn, stop, tool,
+    wait_until,
 )
 
 BUCKET = "bucket"
@@ -67,7 +67,7 @@ rgw_enable_apis = s3,admin
 """
 
 
-class Server:
+class Server(Store):
     """An S3 server: its port, its keys, and requests that are signed here."""
 
     port, key, secret = 0, "test", "testtest"
@@ -98,13 +98,7 @@ class Server:
         headers["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, urllib.parse.quote(path) + (f"?{query}" if query else ""), body, headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        assert answer.status < 300, f"{method} {path}: {answer.status} {data[:300]}"
-        return data
+        return self.ask(method, urllib.parse.quote(path) + (f"?{query}" if query else ""), body, headers)
 
     def put(self, key, body):
         self.request("PUT", f"/{BUCKET}/{key}", body)
@@ -118,11 +112,6 @@ class Server:
         text = self.request("GET", f"/{BUCKET}", query=query).decode()
         assert "<IsTruncated>true" not in text, "more than a page"
         return re.findall(r"<Key>([^<]*)</Key>", text)
-
-    def newest_bank(self, run):
-        """The bank of the newest whole checkpoint of a run."""
-        done = [key for key in self.keys(f"{run}/checkpoints/") if key.endswith("/checkpoint.json")]
-        return self.get(f"{max(done).rsplit('/', 1)[0]}/bank.arrow")
 
 
 class Ceph(Server):

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -210,6 +211,25 @@ def skip_without_train(test):
 def newest(run_at):
     """The newest checkpoint of a run on this machine."""
     return max(path.parent for path in Path(run_at).glob("checkpoints/step-*/checkpoint.json"))
+
+
+class Store:
+    """A server on loopback, by its `port`, with `get` and `keys`."""
+
+    def ask(self, method, target, body, headers):
+        """The answer's body; an answer that is an error fails."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, target, body, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        assert answer.status < 300, f"{method} {target}: {answer.status} {data[:300]}"
+        return data
+
+    def newest_bank(self, run):
+        """The bank of the newest whole checkpoint of a run."""
+        done = [key for key in self.keys(f"{run}/checkpoints/") if key.endswith("/checkpoint.json")]
+        return self.get(f"{max(done).rsplit('/', 1)[0]}/bank.arrow")
 
 
 def dataset_digest(location, **options):

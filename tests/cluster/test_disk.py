@@ -5,7 +5,7 @@ import unittest
 
 from s3 import BUCKET, Ceph
 from support import (
-    INGEST, IO, dataset, dataset_digest, digest, newest, note, images, reference, run, running, scratch, tool, train,
+    INGEST, IO, dataset, digest, newest, note, images, reference, run, running, scratch, tool, train,
 )
 
 
@@ -35,16 +35,6 @@ class Disk(unittest.TestCase):
 
     def grow(self, folder, size):
         tool("mount", "-o", f"remount,size={size}", folder)
-
-    def test_an_ingest_onto_a_full_disk_says_so_and_goes_on_later(self):
-        disk = self.small_disk("disk-ingest", "64k")
-        words = ["ingest", "--source", images(), "--dest", disk / "dataset", *INGEST]
-        refused = run(*words, code=IO)
-        self.assertIn("No space left", refused.err)
-        self.assertFalse((disk / "dataset/manifest.json").exists())
-        self.grow(disk, "64m")
-        run(*words)
-        self.assertEqual(dataset_digest(disk / "dataset"), dataset_digest(dataset()))
 
     def test_a_checkpoint_onto_a_full_disk_leaves_the_one_before_and_the_run_goes_on_later(self):
         whole = scratch("disk-whole")

@@ -6,22 +6,21 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::ArrayRef;
 use flate2::read::GzDecoder;
 use instdisc::augment::Recipe;
 use instdisc::dataset::Manifest;
 use instdisc::ids::BankRow;
 use instdisc::loader::{Loader, LoaderOptions, MemorySource, ReadContext, Source, open_split};
-use instdisc::storage::Location;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use super::support::{copy, dataset, instdisc, python, root, scratch};
+use super::support::{
+    copy, dataset, ingest, instdisc, knn, location, python, read_json, read_parquet, root, scratch,
+};
 
 /// Training and validation images of the dataset.
 const IMAGES: (usize, usize) = (30, 10);
 /// The step of the run's newest checkpoint: one of three in the second epoch.
-const STEP: u64 = 4;
+const STEP: u32 = 4;
 
 fn earlier(name: &str) -> PathBuf {
     root().join("tests/compat").join(name)
@@ -32,8 +31,8 @@ fn unpack_run(folder: &Path) -> (PathBuf, PathBuf) {
     let packed = File::open(earlier("run.tar.gz")).expect("the run");
     tar::Archive::new(GzDecoder::new(packed)).unpack(folder).expect("unpacked");
     let run = folder.join("run");
-    let checkpoint = run.join(format!("checkpoints/step-{STEP:08}"));
-    (run, checkpoint)
+    let newest = run.join(format!("checkpoints/step-{STEP:08}"));
+    (run, newest)
 }
 
 fn inspect(location: impl AsRef<Path>) -> Value {
@@ -54,14 +53,6 @@ fn scores(report: &Value) -> Value {
     scores
 }
 
-/// The columns of a Parquet file.
-fn columns(file: &Path) -> Vec<ArrayRef> {
-    let file = File::open(file).expect("a file");
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|reader| reader.build());
-    let batches = reader.expect("Parquet").map(|batch| batch.expect("rows"));
-    batches.flat_map(|batch| batch.columns().to_vec()).collect()
-}
-
 #[test]
 fn an_earlier_dataset_is_whole() {
     let summary = inspect(earlier("dataset"));
@@ -77,10 +68,10 @@ fn a_loader_reads_shards_with_and_without_entry_points() {
     let (dataset, images) = (dir.path().join("dataset"), dir.path().join("images"));
     copy(&earlier("dataset"), &dataset);
     instdisc("synth --train-per-class 2 --val-per-class 1 --image-size 160").arg("--dest", &images).ok();
-    instdisc("ingest --append").arg("--source", &images).arg("--dest", &dataset).ok();
+    ingest("--append", &images, &dataset).ok();
     assert_eq!(inspect(&dataset)["splits"]["train"]["instances"], IMAGES.0 + 20);
 
-    let dataset = Location::from_path(&dataset).expect("a location");
+    let dataset = location(&dataset);
     let manifest = Manifest::read(&dataset).expect("a manifest");
     let source = open_split(&dataset, &manifest, "train", None).expect("a split");
     let rows: Vec<BankRow> = (0..source.len() as u32).map(BankRow).collect();
@@ -103,16 +94,13 @@ fn an_earlier_checkpoint_votes_as_its_report_says() {
     let dir = scratch();
     let (_, checkpoint) = unpack_run(dir.path());
     let neighbours = dir.path().join("neighbours.parquet");
-    let voted = instdisc("knn --k 5,1 --temperature 0.07,1")
-        .arg("--bank", &checkpoint)
-        .arg("--queries", earlier("val.arrow"))
-        .arg("--neighbours", &neighbours)
-        .json();
+    let call = knn("--k 5,1 --temperature 0.07,1", &checkpoint, &earlier("val.arrow"));
+    let voted = call.arg("--neighbours", &neighbours).json();
+    let columns = |file: &Path| read_parquet(file).columns().to_vec();
     assert_eq!(columns(&neighbours), columns(&earlier("neighbours.parquet")));
 
     let report = earlier("knn.json");
-    let expected: Value = serde_json::from_slice(&std::fs::read(&report).expect("a report")).expect("JSON");
-    let (voted, expected) = (scores(&voted), scores(&expected));
+    let (voted, expected) = (scores(&voted), scores(&read_json(&report)));
     for (key, value) in expected.as_object().expect("an object") {
         assert_eq!(&voted[key], value, "{key}");
     }
@@ -128,13 +116,10 @@ mod trained {
     use instdisc::feature_table::FeatureTable;
 
     use super::*;
+    use crate::support::{checkpoint, metrics, read_table};
 
     /// Processors differ in the last bits, two images by more than 0.1.
     const TOLERANCE: f32 = 1e-4;
-
-    fn read(table: &Path) -> FeatureTable {
-        FeatureTable::read(&Location::from_path(table).expect("a location")).expect("a table")
-    }
 
     /// Asserts that two tables have the same rows and, but for rounding, the same features.
     fn assert_same(actual: &FeatureTable, expected: &FeatureTable) {
@@ -156,20 +141,16 @@ mod trained {
             .arg("--dataset", earlier("dataset"))
             .arg("--output", &output)
             .ok();
-        assert_same(&read(&output), &read(&earlier("val.arrow")));
+        assert_same(&read_table(&output), &read_table(&earlier("val.arrow")));
     }
 
     #[test]
     fn an_earlier_run_ends_as_the_earlier_program_would_have_ended_it_and_goes_on_from_there() {
         let dir = scratch();
-        let (run, checkpoint) = unpack_run(dir.path());
-        let lines = || {
-            let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-            let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-            lines.collect::<Vec<_>>()
-        };
-        let begun: Vec<_> = lines().into_iter().filter(|line| line["step"].as_u64() <= Some(STEP)).collect();
-        let bank_after = |step: u64| {
+        let (run, newest) = unpack_run(dir.path());
+        let is_begun = |line: &Value| line["step"].as_u64() <= Some(STEP.into());
+        let begun: Vec<_> = metrics(&run).into_iter().filter(is_begun).collect();
+        let bank_after = |step: u32| {
             let epochs = step / 3;
             // The file of the run's first weights is gone.
             let report = instdisc(&format!("train --epochs {epochs} --init="))
@@ -178,16 +159,16 @@ mod trained {
                 .arg("--run", &run)
                 .json();
             assert_eq!(report["step"], step);
-            read(&run.join(format!("checkpoints/step-{step:08}/bank.arrow")))
+            read_table(&checkpoint(&run, step).join("bank.arrow"))
         };
-        assert_eq!(inspect(&checkpoint)["step"], STEP);
+        assert_eq!(inspect(&newest)["step"], STEP);
 
-        assert_same(&bank_after(6), &read(&earlier("finished.arrow")));
+        assert_same(&bank_after(6), &read_table(&earlier("finished.arrow")));
         // The third epoch writes each row once, ten a step.
         let mut steps = bank_after(9).updated_step;
         steps.sort_unstable();
         assert_eq!(steps, [6, 7, 8].map(|step| [Some(step); 10]).concat());
-        let all = lines();
+        let all = metrics(&run);
         assert_eq!(all[..begun.len()], begun, "lines of the steps before stay");
         let intervals = all.iter().filter(|line| line["scope"] == "interval");
         let steps: Vec<_> = intervals.filter_map(|line| line["step"].as_u64()).collect();
@@ -204,53 +185,8 @@ fn pyarrow_datasets_and_duckdb_read_a_shard() {
 
 #[cfg(feature = "torch")]
 mod other_programs {
-    use std::path::Path;
-
     use super::*;
-    use crate::support::{images, instdisc, python_fails, scratch, train};
-
-    #[test]
-    fn pyarrow_reads_the_bank_and_pytorch_votes_the_same() {
-        let test = "pyarrow_reads_the_bank_and_pytorch_votes_the_same";
-        let dir = scratch();
-        let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 2 --no-monitor").ok();
-        let checkpoint = run.join("checkpoints/step-00000016");
-        let (bank, queries) = (checkpoint.join("bank.arrow"), dir.path().join("val.arrow"));
-        instdisc("embed --split val --device cpu")
-            .arg("--checkpoint", &checkpoint)
-            .arg("--dataset", dataset())
-            .arg("--output", &queries)
-            .ok();
-        for (k, temperature) in [(1, 0.07), (7, 0.07), (50, 0.1), (120, 1.0)] {
-            let scores = instdisc(&format!("knn --k {k} --temperature {temperature}"))
-                .arg("--bank", &bank)
-                .arg("--queries", &queries)
-                .json();
-            let (k, temperature) = (k.to_string(), temperature.to_string());
-            let args = [bank.as_path(), queries.as_path(), k.as_ref(), temperature.as_ref()];
-            let Some(output) = python(test, "tests/python/vote.py", &args) else { return };
-            let expected: serde_json::Value = serde_json::from_str(&output).expect("JSON");
-            assert_eq!(scores["top1"], expected["top1"], "k = {k}");
-            assert_eq!(scores["top5"], expected["top5"], "k = {k}");
-        }
-    }
-
-    #[test]
-    fn torchvision_loads_the_model() {
-        let dir = scratch();
-        let run = dir.path().join("run");
-        let call = instdisc("train --arch resnet18 --dim 128 --image-size 32 --batch-size 40 --limit 40")
-            .arg("--dataset", dataset())
-            .arg("--run", &run);
-        let mut command = call.command();
-        command.args(["--negatives", "8", "--epochs", "1", "--device", "cpu", "--no-monitor"]);
-        assert!(command.output().expect("starts").status.success());
-        let checkpoint = run.join("checkpoints/step-00000001");
-        let script = "tests/python/load_model.py";
-        let Some(output) = python("torchvision_loads_the_model", script, &[&checkpoint]) else { return };
-        assert_eq!(output.trim(), "loaded 102 tensors");
-    }
+    use crate::support::{checkpoint, embed, images, python_fails};
 
     #[test]
     fn exports_open_in_torchvision_duckdb_and_the_projector() {
@@ -261,10 +197,9 @@ mod other_programs {
             "train --arch resnet18 --image-size 32 --dim 24 --batch-size 32 --negatives 32 --device cpu \
              --epochs 1 --limit 64 --no-monitor",
         )
-        .arg("--dataset", dataset())
-        .arg("--run", &run)
+        .of_run(&run)
         .ok();
-        let checkpoint = run.join("checkpoints/step-00000002");
+        let checkpoint = checkpoint(&run, 2);
         let bank = checkpoint.join("bank.arrow");
         let file = |name: &str| dir.path().join(name);
         let weights = |more: &str, name: &str| {
@@ -274,7 +209,7 @@ mod other_programs {
         let whole = weights("", "whole.safetensors")["tensors"].as_u64().expect("a number");
         assert_eq!(weights("--without-projection", "backbone.safetensors")["tensors"], whole - 2);
         // For the scores of the card.
-        instdisc("knn --split val --k 5").arg("--run", &run).arg("--dataset", dataset()).ok();
+        instdisc("knn --split val --k 5").of_run(&run).ok();
         for form in ["timm", "huggingface"] {
             let call = instdisc(&format!("export {form}"));
             let exported = call.arg("--run", &run).arg("--output", file(form)).json();
@@ -286,8 +221,7 @@ mod other_programs {
             "train --arch resnet20-cifar --recipe cifar --image-size 32 --dim 24 --batch-size 32 \
              --device cpu --epochs 1 --no-monitor",
         )
-        .arg("--dataset", dataset())
-        .arg("--run", file("cifar"))
+        .of_run(&file("cifar"))
         .ok();
         let small = instdisc("export timm").arg("--checkpoint", file("cifar"));
         assert!(small.arg("--output", file("small")).fails(65).contains("`export torchvision`"));
@@ -296,34 +230,27 @@ mod other_programs {
         assert!(error.contains("safetensors, not a pickle") && !file("whole.pth").exists(), "{error}");
         std::fs::write(file("weights.pth"), b"PK\x03\x04").expect("a file");
         let begun = instdisc("train --arch resnet18 --image-size 32 --device cpu --epochs 1 --no-monitor");
-        let begun = begun.arg("--dataset", dataset()).arg("--run", file("begun"));
-        let error = begun.arg("--init", file("weights.pth")).fails(65);
+        let error = begun.of_run(&file("begun")).arg("--init", file("weights.pth")).fails(65);
         assert!(error.contains("weights.pth") && error.contains("a PyTorch pickle"), "{error}");
-        let parquet =
-            instdisc("export parquet").arg("--table", &bank).arg("--output", file("table.parquet")).json();
-        assert_eq!(parquet["rows"], 64);
+        let table = |words: &str, table: &Path, output: &Path| {
+            instdisc(&format!("export {words}")).arg("--table", table).arg("--output", output)
+        };
+        assert_eq!(table("parquet", &bank, &file("table.parquet")).json()["rows"], 64);
         let inside = checkpoint.join("more.parquet");
-        let call = instdisc("export parquet").arg("--table", &bank).arg("--output", &inside);
-        assert!(call.fails(2).contains("is a checkpoint") && !inside.exists());
+        let error = table("parquet", &bank, &inside).fails(2);
+        assert!(error.contains("is a checkpoint") && !inside.exists());
         // A run stands for its newest checkpoint, and that for its bank.
         for place in [&run, &checkpoint] {
-            let call =
-                instdisc("export parquet").arg("--table", place).arg("--output", file("again.parquet"));
-            assert_eq!(call.json()["rows"], 64);
+            assert_eq!(table("parquet", place, &file("again.parquet")).json()["rows"], 64);
             assert_eq!(std::fs::read(file("again.parquet")).ok(), std::fs::read(file("table.parquet")).ok());
         }
-        let of_run =
-            instdisc("export projector --limit 50").arg("--table", &run).arg("--output", file("of_run"));
-        assert_eq!(of_run.json()["rows"], 50);
-        let projector =
-            instdisc("export projector --limit 50").arg("--table", &bank).arg("--dataset", dataset());
-        assert_eq!(projector.arg("--output", file("projector")).json()["rows"], 50);
-        let again = instdisc("export projector --limit 50").arg("--table", &run);
-        let (_, output) = again.arg("--output", file("of_run")).output();
-        let said = String::from_utf8_lossy(&output.stderr);
+        let projector = |place: &Path, name: &str| table("projector --limit 50", place, &file(name));
+        assert_eq!(projector(&run, "of_run").json()["rows"], 50);
+        let of_bank = projector(&bank, "projector").arg("--dataset", dataset());
+        assert_eq!(of_bank.json()["rows"], 50);
+        let said = projector(&run, "of_run").said();
         assert!(said.contains("of_run holds `metadata.tsv`") && said.contains("replaced"), "{said}");
-        let embed = instdisc("embed --split val --device cpu").arg("--checkpoint", file("cifar"));
-        embed.arg("--dataset", dataset()).arg("--output", file("val.arrow")).ok();
+        embed("val", &file("cifar"), &file("val.arrow")).ok();
         let test = "exports_open_in_torchvision_duckdb_and_the_projector";
         let arguments = [dir.path(), Path::new("resnet18"), Path::new("24"), dataset()];
         let Some(output) = python(test, "tests/python/check_export.py", &arguments) else { return };
@@ -340,7 +267,7 @@ mod other_programs {
         let made = [train.as_path(), &file, &weights];
         let Some(_) = python(test, "tests/python/make_lemniscate.py", &made) else { return };
         let run = dir.path().join("run");
-        let checkpoint = run.join("checkpoints/step-00001000");
+        let checkpoint = checkpoint(&run, 1000);
         let flags = ["--arch", "resnet18", "--image-size", "32", "--output"].map(Path::new);
         let mut arguments = vec![file.as_path(), Path::new("--dataset"), dataset()];
         arguments.extend(flags);
@@ -359,12 +286,10 @@ mod other_programs {
         let read = |path: &Path| std::fs::read(path).expect("readable");
         assert!(read(&checkpoint.join("model.safetensors")) == read(&weights));
         let bank = checkpoint.join("bank.arrow");
-        let knn = instdisc("knn --leave-one-out --k 5").arg("--bank", &bank).arg("--queries", &bank);
-        assert_eq!(knn.json()["top1"], 1.0);
+        assert_eq!(knn("--leave-one-out --k 5", &bank, &bank).json()["top1"], 1.0);
         let inspected = instdisc("inspect --print lines").arg("", &checkpoint).ok();
         assert!(inspected.contains("bank.never_updated                 120"), "{inspected}");
-        let evaluated =
-            instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
+        let evaluated = instdisc("knn --k 5 --split val").of_run(&run).json();
         assert_eq!((evaluated["queries"].as_u64(), evaluated["step"].as_u64()), (Some(40), Some(1000)));
     }
 }

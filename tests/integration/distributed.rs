@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use super::linear;
 use super::support::{
-    Call, INSTDISC, contents, copy, dataset, instdisc, newest_step, root, scratch, send, skip, write_table,
+    Call, INSTDISC, checkpoint, contents, copy, dataset, embed, entries, instdisc, interpreter, knn,
+    location, metrics, newest_step, read_json, read_table, scratch, send, wait_until, write_table,
 };
 
 /// Batch norm sees all images of a step, so that the mathematics does not depend on the processes. The steps are
@@ -56,6 +57,11 @@ impl Ranks {
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
         };
         Self((0..first).map(start).collect())
+    }
+
+    /// Likewise, where that is JSON.
+    pub(super) fn json(self) -> Value {
+        serde_json::from_str(&self.ok()).expect("JSON")
     }
 
     fn signal(&self, rank: usize, signal: &str) {
@@ -112,20 +118,20 @@ fn trained_by(count: usize, run: &Path, more: &str) {
 }
 
 /// Loss and gradient's norm of each step, from the record.
-fn steps(run: &Path) -> Vec<(u64, [f64; 2])> {
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let number = |line: &Value, key: &str| line[key].as_f64().expect("a number");
-    let steps = lines.filter(|line| line["scope"] == "interval");
-    let numbers = |line: &Value| [number(line, "loss"), number(line, "gradient_norm")];
-    steps.map(|line| (line["step"].as_u64().expect("a step"), numbers(&line))).collect()
+fn steps(run: &Path) -> Vec<(Value, [f64; 2])> {
+    let steps = metrics(run).into_iter().filter(|line| line["scope"] == "interval");
+    let numbers = |line: &Value| ["loss", "gradient_norm"].map(|key| line[key].as_f64().expect("a number"));
+    steps.map(|line| (line["step"].clone(), numbers(&line))).collect()
+}
+
+/// The newest checkpoint.
+fn newest(run: &Path) -> PathBuf {
+    checkpoint(run, newest_step(run).expect("a checkpoint"))
 }
 
 /// The newest checkpoint's bank, whoever wrote which rows.
 fn bank(run: &Path) -> (FeatureTable, usize) {
-    let folders = std::fs::read_dir(run.join("checkpoints")).expect("checkpoints");
-    let newest = folders.map(|entry| entry.expect("an entry").path()).max().expect("a checkpoint");
-    let checkpoint = Checkpoint::open(&Location::from_path(&newest).expect("a place")).expect("whole");
+    let checkpoint = Checkpoint::open(&location(&newest(run))).expect("whole");
     checkpoint.verify().expect("undamaged");
     let files = checkpoint.bank().expect("a bank");
     let read = |file: &Location| Ok::<_, TableError>((file.to_string(), FeatureTable::read(file)?));
@@ -140,20 +146,21 @@ fn assert_same_run(one: &Path, other: &Path, what: &str) {
     assert_eq!((&expected.ids, &expected.labels), (&actual.ids, &actual.labels), "{what}");
     // Which image was in which step's batch.
     assert_eq!(expected.updated_step, actual.updated_step, "{what}");
-    let differences = expected.features.iter().zip(&actual.features).map(|(a, b)| (a - b).abs());
-    let largest = differences.fold(0.0, f32::max);
+    let largest = largest_difference(&expected.features, &actual.features);
     assert!(largest < 1e-5, "{what}: a row differs by {largest}");
     let (expected, actual) = (probe(one), probe(other));
     assert_eq!(expected.len(), actual.len(), "{what}");
-    let largest = expected.iter().zip(&actual).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let largest = largest_difference(&expected, &actual);
     assert!(largest < 1e-4, "{what}: the probe differs by {largest}");
+}
+
+fn largest_difference(expected: &[f32], actual: &[f32]) -> f32 {
+    expected.iter().zip(actual).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 /// The numbers of the newest checkpoint's probe; none where the run has no probe.
 fn probe(run: &Path) -> Vec<f32> {
-    let step = newest_step(run).expect("a checkpoint");
-    let file = run.join(format!("checkpoints/step-{step:08}/probe.safetensors"));
-    let Ok(bytes) = std::fs::read(file) else { return Vec::new() };
+    let Ok(bytes) = std::fs::read(newest(run).join("probe.safetensors")) else { return Vec::new() };
     let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     bytes[8 + header..].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
@@ -175,24 +182,22 @@ fn assert_same_steps(one: &Path, other: &Path, what: &str) {
 #[test]
 fn processes_that_share_the_images_of_another_dataset_score_as_one_does() {
     let dir = scratch();
-    let scores = |count: usize| {
-        let run = dir.path().join(format!("of-{count}"));
-        let options = "--objective softmax --epochs 1 --limit 32 --monitor-every 1";
-        Ranks::start(count, |_| train(&run, options).arg("--monitor", dataset())).ok();
-        let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
-        let start: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
-        let names = ["dataset_val/knn1_top1", "dataset_val/knn12_top1", "dataset_val/knn_chance"];
+    let names = ["dataset_val/knn1_top1", "dataset_val/knn12_top1", "dataset_val/knn_chance"];
+    let start_of = |count: usize, more: &str| {
+        let run = dir.path().join(format!("of-{count}{more}"));
+        let options = format!("--objective softmax --epochs 1 --limit 32 --monitor-every 1 {more}");
+        Ranks::start(count, |_| train(&run, &options).arg("--monitor", dataset())).ok();
+        metrics(&run).swap_remove(0)
+    };
+    let scores = |count| {
+        let start = start_of(count, "");
         names.map(|name| start[name].as_f64().expect(name))
     };
     for (alone, together) in scores(1).into_iter().zip(scores(2)) {
         assert!((alone - together).abs() < 0.051, "at most two of 40 images: {alone} {together}");
     }
-    // Fewer images than processes.
-    let run = dir.path().join("of-one-image");
-    let options = "--objective softmax --epochs 1 --limit 32 --monitor-every 1 --monitor-images 1";
-    Ranks::start(2, |_| train(&run, options).arg("--monitor", dataset())).ok();
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
-    assert!(text.contains("dataset_val/knn1_top1"), "{text}");
+    let of_fewer_images_than_processes = start_of(2, "--monitor-images 1");
+    assert!(of_fewer_images_than_processes[names[0]].is_number(), "{of_fewer_images_than_processes}");
 }
 
 /// 21 steps and more; of 114 images the last batch of an epoch has two, fewer than there are processes.
@@ -223,14 +228,7 @@ fn any_number_of_processes_trains_as_one_does() {
 
 /// Waits until a run has published a checkpoint of this step or a later one.
 fn wait_for_checkpoint(run: &Path, step: u32, ranks: &mut Ranks) {
-    let deadline = Instant::now() + Duration::from_secs(300);
-    while newest_step(run) < Some(step) {
-        assert!(Instant::now() < deadline, "no checkpoint at step {step}");
-        for child in &mut ranks.0 {
-            assert!(child.try_wait().expect("a look").is_none(), "ended before step {step}");
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_until(&format!("step {step}"), &mut ranks.0, || newest_step(run) >= Some(step));
 }
 
 #[test]
@@ -264,14 +262,11 @@ fn any_number_of_processes_fine_tunes_as_one_does() {
     train(&run, "--epochs 1 --no-monitor --objective softmax").ok();
     let base = "finetune --device cpu --batch-size 16 --label-fraction 0.42 --sync-batch-norm --accumulate 2 \
                 --epochs 6 --keep 0 --log-every-steps 1 --checkpoint-every-steps 3 --lr 0.000005";
-    let call = |tuned: &Path| {
-        instdisc(base).arg("--checkpoint", &run).arg("--dataset", dataset()).arg("--run", tuned)
-    };
-    let report = |ranks: Ranks| serde_json::from_str::<Value>(&ranks.ok()).expect("a report");
+    let call = |tuned: &Path| instdisc(base).arg("--checkpoint", &run).of_run(tuned);
     let [one, three, moved] = ["1", "3", "moved"].map(|name| dir.path().join(name));
-    let expected = report(Ranks::start(1, |_| call(&one)));
+    let expected = Ranks::start(1, |_| call(&one)).json();
     assert_eq!((&expected["step"], &expected["queries"]), (&24.into(), &40.into()), "{expected}");
-    let actual = report(Ranks::start(3, |_| call(&three)));
+    let actual = Ranks::start(3, |_| call(&three)).json();
 
     // Stopped by a signal to one of three, then finished by two.
     let mut ranks = Ranks::start(3, |_| call(&moved));
@@ -280,7 +275,7 @@ fn any_number_of_processes_fine_tunes_as_one_does() {
     for output in ranks.end() {
         assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
     }
-    let resumed = report(Ranks::start(2, |_| call(&moved)));
+    let resumed = Ranks::start(2, |_| call(&moved)).json();
 
     for (run, actual) in [(&three, actual), (&moved, resumed)] {
         assert_same_steps(&one, run, "a fine-tuning");
@@ -291,22 +286,14 @@ fn any_number_of_processes_fine_tunes_as_one_does() {
         assert_eq!(labels(run), labels(&one));
     }
     // The score after each epoch, by the images of all processes together.
-    let scores = |run: &Path| {
-        let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        lines.filter_map(|line| line["top5"].as_f64()).collect::<Vec<_>>()
-    };
+    let scores =
+        |run: &Path| metrics(run).iter().filter_map(|line| line["top5"].as_f64()).collect::<Vec<_>>();
     assert_eq!((scores(&three), scores(&three).len()), (scores(&one), 6));
 
     // Other labels in one process than in the others are refused by all.
     let other = dir.path().join("other");
-    let seeds = ["--label-seed 0", "--label-seed 1"];
-    let differing = Ranks::start(2, |rank| {
-        instdisc(&format!("{base} {}", seeds[rank]))
-            .arg("--checkpoint", &run)
-            .arg("--dataset", dataset())
-            .arg("--run", &other)
-    });
+    let seeds = ["--label-seed=0", "--label-seed=1"];
+    let differing = Ranks::start(2, |rank| call(&other).word(seeds[rank]));
     for output in differing.end() {
         let text = stderr(&output);
         assert!(output.status.code() == Some(78) && text.contains("the labels"), "{text}");
@@ -368,18 +355,14 @@ fn a_process_that_stands_still_ends_the_others_within_the_timeout() {
 }
 
 /// A copy of the dataset with damaged shards of a split.
-fn damaged_dataset(dir: &Path, split: &str) -> std::path::PathBuf {
+fn damaged_dataset(dir: &Path, split: &str) -> PathBuf {
     let damaged = dir.join("damaged");
-    let copied = Command::new("cp").arg("-r").args([dataset(), &damaged]).status();
-    assert!(copied.expect("cp").success());
-    for shard in std::fs::read_dir(damaged.join(split)).expect("shards") {
-        let shard = shard.expect("an entry").path();
-        if shard.extension().is_some_and(|ending| ending == "parquet") {
-            let mut bytes = std::fs::read(&shard).expect("its bytes");
-            let (middle, all) = (bytes.len() / 2, bytes.len());
-            bytes[middle - all / 4..middle + all / 4].iter_mut().step_by(100).for_each(|byte| *byte ^= 0x40);
-            std::fs::write(&shard, bytes).expect("damaged");
-        }
+    copy(dataset(), &damaged);
+    for shard in entries(&damaged.join(split)) {
+        let mut bytes = std::fs::read(&shard).expect("its bytes");
+        let quarter = bytes.len() / 4;
+        bytes[quarter..3 * quarter].iter_mut().step_by(100).for_each(|byte| *byte ^= 0x40);
+        std::fs::write(&shard, bytes).expect("damaged");
     }
     damaged
 }
@@ -420,32 +403,25 @@ fn a_process_that_cannot_begin_ends_the_others_with_its_exit_code() {
     assert_all_end_with_wrong_data(&Ranks::start(3, call).end(), 1, "no dataset is there");
     assert!(!run.exists());
     // Found by the library, after the command line was understood.
-    let damaged = damaged_index(dir.path());
+    let damaged = dir.path().join("without-index");
+    copy(dataset(), &damaged);
+    std::fs::remove_file(damaged.join("index/train.parquet")).expect("removed");
     let call = |rank| {
         let data = if rank == 1 { damaged.as_path() } else { dataset() };
         train_on(data, &run, "--objective nce --epochs 1 --no-monitor")
     };
     assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "index/train.parquet: missing");
     trained_by(1, &run, "--objective nce");
-    let embed = |rank| {
-        let call = instdisc("embed --device cpu --split val").arg("--checkpoint", &run);
-        call.arg("--dataset", data(rank, 1)).arg("--output", dir.path().join("val.arrow"))
-    };
-    assert_all_end_with_wrong_data(&Ranks::start(2, embed).end(), 1, "no dataset is there");
-    let finetune = |rank| {
-        let call = instdisc("finetune --epochs 1 --label-fraction 1 --batch-size 16 --device cpu");
-        let call = call.arg("--checkpoint", &run).arg("--dataset", data(rank, 1));
-        call.arg("--run", dir.path().join("tuned"))
-    };
-    assert_all_end_with_wrong_data(&Ranks::start(2, finetune).end(), 1, "no dataset is there");
-}
-
-/// The dataset without the index of its training split.
-fn damaged_index(dir: &Path) -> PathBuf {
-    let data = dir.join("without-index");
-    copy(dataset(), &data);
-    std::fs::remove_file(data.join("index/train.parquet")).expect("removed");
-    data
+    for (words, output) in [
+        ("embed --device cpu --split val", "--output"),
+        ("finetune --epochs 1 --label-fraction 1 --batch-size 16 --device cpu", "--run"),
+    ] {
+        let call = |rank| {
+            let call = instdisc(words).arg("--checkpoint", &run).arg("--dataset", data(rank, 1));
+            call.arg(output, dir.path().join("output"))
+        };
+        assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "no dataset is there");
+    }
 }
 
 #[test]
@@ -455,25 +431,21 @@ fn an_error_of_one_process_that_embeds_or_votes_ends_all_with_its_exit_code() {
     trained_by(1, &run, "--objective nce");
     let damaged = damaged_dataset(dir.path(), "val");
     let (val, bank) = (dir.path().join("val.arrow"), dir.path().join("bank.arrow"));
-    let embed = |data: &Path, split: &str, output: &Path| {
-        let call = instdisc("embed --device cpu").arg("--checkpoint", &run).arg("--dataset", data);
-        call.word("--split").word(split).arg("--output", output)
-    };
-    let call = |rank| embed(if rank == 1 { &damaged } else { dataset() }, "val", &val);
-    assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "val/shard-");
+    let data = |rank| if rank == 1 { damaged.as_path() } else { dataset() };
     let call = |rank| {
-        let call = instdisc("knn --k 5 --split val").arg("--run", &run);
-        call.arg("--dataset", if rank == 1 { &damaged } else { dataset() })
+        let call = instdisc("embed --device cpu --split val").arg("--checkpoint", &run);
+        call.arg("--dataset", data(rank)).arg("--output", &val)
     };
+    assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "val/shard-");
+    let call = |rank| instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", data(rank));
     assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "val/shard-");
     // The second process searches the second half of the rows.
-    embed(dataset(), "val", &val).ok();
-    embed(dataset(), "train", &bank).ok();
-    let location = Location::from_path(&bank).expect("a place");
-    let mut table = FeatureTable::read(&location).expect("a table");
+    embed("val", &run, &val).ok();
+    embed("train", &run, &bank).ok();
+    let mut table = read_table(&bank);
     *table.features.last_mut().expect("numbers") = f32::NAN;
-    table.write(&location).expect("written");
-    let call = |_| instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &val);
+    write_table(&table, &bank);
+    let call = |_| knn("--k 5", &bank, &val);
     assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "the feature is not finite");
 }
 
@@ -492,11 +464,7 @@ fn a_process_that_waits_for_another_heeds_a_signal() {
     let (dir, master) = (scratch(), free_address());
     let call = |_| train(&dir.path().join("run"), "--no-monitor");
     let mut ranks = Ranks::start_of(1, 2, &master, call);
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while TcpStream::connect(&master).is_err() {
-        assert!(ranks.0[0].try_wait().expect("a look").is_none() && Instant::now() < deadline, "it waits");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("it listens", &mut ranks.0, || TcpStream::connect(&master).is_ok());
     ranks.signal(0, "-TERM");
     let output = ranks.end().remove(0);
     assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
@@ -532,36 +500,21 @@ fn several_processes_embed_and_vote_as_one_does() {
     let dir = scratch();
     let run = dir.path().join("run");
     trained_by(2, &run, "--objective nce");
-    let step = newest_step(&run).expect("a checkpoint");
-    let checkpoint = run.join(format!("checkpoints/step-{step:08}"));
-    let embed = |count: usize, split: &str| {
+    let checkpoint = newest(&run);
+    let embedded = |count: usize, split: &str| {
         let output = dir.path().join(format!("{split}-{count}.arrow"));
-        let call = |_| {
-            instdisc("embed --device cpu --batch-size 7")
-                .arg("--checkpoint", &checkpoint)
-                .arg("--dataset", dataset())
-                .arg("--split", split)
-                .arg("--output", &output)
-        };
-        Ranks::start(count, call).ok();
+        Ranks::start(count, |_| embed(split, &checkpoint, &output).word("--batch-size=7")).ok();
         output
     };
-    let (val, train_split) = (embed(1, "val"), embed(1, "train"));
-    let table = |path: &Path| {
-        FeatureTable::read(&Location::from_path(path).expect("a place")).expect("a table of features")
-    };
-    let (one, three) = (table(&val), table(&embed(3, "val")));
+    let (val, train_split) = (embedded(1, "val"), embedded(1, "train"));
+    let (one, three) = (read_table(&val), read_table(&embedded(3, "val")));
     assert_eq!((&one.ids, &one.labels, &one.meta), (&three.ids, &three.labels, &three.meta));
     // Batches of other sizes: a processor without AVX-512 adds up in another order then.
-    let differences = one.features.iter().zip(&three.features).map(|(a, b)| (a - b).abs());
-    assert!(differences.fold(0.0, f32::max) < 1e-6);
+    assert!(largest_difference(&one.features, &three.features) < 1e-6);
     let vote = |count: usize, bank: &Path, more: &str| {
-        let call = |_| {
-            instdisc(&format!("knn --k 5,1,40 --temperature 0.07,1 {more}"))
-                .arg("--bank", bank)
-                .arg("--queries", if more.is_empty() { &val } else { &train_split })
-        };
-        let mut report: Value = serde_json::from_str(&Ranks::start(count, call).ok()).expect("JSON");
+        let queries = if more.is_empty() { &val } else { &train_split };
+        let call = |_| knn(&format!("--k 5,1,40 --temperature 0.07,1 {more}"), bank, queries);
+        let mut report = Ranks::start(count, call).json();
         report.as_object_mut().expect("an object").remove("timing");
         report
     };
@@ -572,8 +525,8 @@ fn several_processes_embed_and_vote_as_one_does() {
     }
     // The parts are whole tables of their own, and the bank is what --run votes with.
     let evaluate = |count: usize| {
-        let call = |_| instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset());
-        serde_json::from_str::<Value>(&Ranks::start(count, call).ok()).expect("JSON")["grid"].clone()
+        let call = |_| instdisc("knn --k 5 --split val").of_run(&run);
+        Ranks::start(count, call).json()["grid"].clone()
     };
     assert_eq!(evaluate(1), evaluate(2));
     let summary = instdisc("inspect").arg("", &checkpoint).json();
@@ -586,18 +539,13 @@ fn vectors_in_a_temporary_file_are_written_as_those_in_memory_are() {
     let run = dir.path().join("run");
     trained_by(1, &run, "--objective nce");
     let embed = |name: &str, more: &str| {
-        instdisc(&format!("embed --device cpu --split train --feature pooled,conv2 {more}"))
-            .arg("--checkpoint", &run)
-            .arg("--dataset", dataset())
-            .arg("--output", dir.path().join(format!("{name}-{{feature}}.arrow")))
+        let output = dir.path().join(format!("{name}-{{feature}}.arrow"));
+        embed(&format!("train --feature pooled,conv2 {more}"), &run, &output)
     };
     let files =
         |name: &str| ["pooled", "conv2"].map(|layer| dir.path().join(format!("{name}-{layer}.arrow")));
     let bytes = |name: &str| files(name).map(|file| std::fs::read(file).expect("a table"));
-    let read = |name: &str| {
-        files(name)
-            .map(|file| FeatureTable::read(&Location::from_path(&file).expect("a place")).expect("read"))
-    };
+    let read = |name: &str| files(name).map(|file| read_table(&file));
     embed("memory", "").ok();
     embed("file", "--memory-limit 0").ok();
     assert_eq!(bytes("memory"), bytes("file"));
@@ -628,8 +576,8 @@ fn vectors_in_a_temporary_file_are_written_as_those_in_memory_are() {
 }
 
 /// The scores, and what they are of; not the steps, which rounding may change.
-fn scores(report: &str) -> Value {
-    let mut report: Value = serde_json::from_str(report).expect("JSON");
+fn scores(ranks: Ranks) -> Value {
+    let mut report = ranks.json();
     let fields = report.as_object_mut().expect("an object");
     fields.retain(|name, _| !["seconds", "iterations"].contains(&name.as_str()));
     report
@@ -651,12 +599,12 @@ fn several_processes_fit_a_classifier_as_one_does() {
         "--weight-decay 1e-3 --label-fraction 0.5",
         "--solver sgd --epochs 2 --lr 3,0.3,0.1 --weight-decay 1e-4",
     ] {
-        let one = scores(&Ranks::start(1, |_| call(more)).ok());
+        let one = scores(Ranks::start(1, |_| call(more)));
         assert!(one["top1"].as_f64() > Some(0.3), "{one}");
-        assert_eq!(scores(&Ranks::start(3, |_| call(more)).ok()), one, "{more}");
+        assert_eq!(scores(Ranks::start(3, |_| call(more))), one, "{more}");
         if !more.contains("sgd") {
             let streamed = format!("{more} --memory-limit 1MiB");
-            assert_eq!(scores(&Ranks::start(2, |_| call(&streamed)).ok()), one, "{streamed}");
+            assert_eq!(scores(Ranks::start(2, |_| call(&streamed))), one, "{streamed}");
         }
     }
     let outputs = Ranks::start(2, |rank| call(if rank == 0 { "--seed 1" } else { "" })).end();
@@ -682,17 +630,11 @@ fn several_processes_evaluate_a_run_by_a_classifier_as_one_does() {
     ] {
         let of = |count: usize| {
             let output = dir.path().join(format!("{count}.json"));
-            let call = |_| {
-                instdisc(&format!("linear --device cpu --split val {more}"))
-                    .arg("--run", &run)
-                    .arg("--dataset", dataset())
-                    .arg("--output", &output)
-            };
-            Ranks::start(count, call).ok();
-            let report = std::fs::read_to_string(&output).expect("the report");
+            let words = format!("linear --device cpu --split val {more}");
+            Ranks::start(count, |_| instdisc(&words).of_run(&run).arg("--output", &output)).ok();
             // So that the next makes its own tables.
             std::fs::remove_dir_all(run.join("eval/features")).expect("removed");
-            serde_json::from_str::<Value>(&report).expect("JSON")
+            read_json(&output)
         };
         let (one, three) = (of(1), of(3));
         for key in ["feature", "queries", "train_rows", "augmented", "solver"] {
@@ -710,11 +652,7 @@ fn several_processes_evaluate_a_run_by_a_classifier_as_one_does() {
 
 #[test]
 fn torchrun_starts_the_processes_with_the_same_command() {
-    let interpreter = std::env::var_os("INSTDISC_PYTHON")
-        .map_or_else(|| root().join(".venv-python/bin/python"), std::path::PathBuf::from);
-    if !interpreter.exists() {
-        return skip("torchrun", "there is no .venv-python (make python)");
-    }
+    let Some(interpreter) = interpreter("torchrun") else { return };
     let dir = scratch();
     let (one, two) = (dir.path().join("1"), dir.path().join("2"));
     trained_by(1, &one, "--objective nce");

@@ -2,83 +2,70 @@
 
 use std::path::Path;
 
-use super::support::{Call, contents, dataset, instdisc, python, scratch, signal_at, skip, train};
+use serde_json::Value;
 
-fn finetune(checkpoint: &Path, run: &Path, more: &str) -> Call {
-    let base = "finetune --device cpu --batch-size 16 --label-fraction 0.5";
-    instdisc(&format!("{base} {more}"))
-        .arg("--checkpoint", checkpoint)
-        .arg("--dataset", dataset())
-        .arg("--run", run)
-}
+use super::support::{
+    Call, checkpoint, checkpoint_steps, contents, embed, instdisc, metrics, python, scratch, signal_at, skip,
+    trained,
+};
 
-/// A small run and its last checkpoint.
-fn trained(folder: &Path) -> std::path::PathBuf {
-    let run = folder.join("run");
-    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-    run.join("checkpoints/step-00000008")
+/// A small run.
+const RUN: &str = "--epochs 1 --no-monitor";
+
+fn finetune(from: &Path, run: &Path, more: &str) -> Call {
+    let call = instdisc(&format!("finetune --device cpu --label-fraction 0.5 {more}"));
+    call.arg("--checkpoint", from).of_run(run)
 }
 
 #[test]
 fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
     let dir = scratch();
-    let checkpoint = trained(dir.path());
+    let from = trained(&dir, RUN);
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
-    let report = finetune(&checkpoint, &whole, "--epochs 4").json();
+    let report = finetune(&from, &whole, "--batch-size 16 --epochs 4").json();
     // Half of 120 labels: six of each of ten classes, in four batches.
     assert_eq!((&report["step"], &report["labels"]["subset"]["rows"]), (&16.into(), &60.into()));
     assert_eq!(report["labels"]["subset"]["rows_per_class"], 6);
-    finetune(&checkpoint, &parts, "--epochs 2").ok();
-    let resumed = finetune(&checkpoint, &parts, "--epochs 4").json();
+    finetune(&from, &parts, "--batch-size 16 --epochs 2").ok();
+    let resumed = finetune(&from, &parts, "--batch-size 16 --epochs 4").json();
     assert_eq!((&resumed["top1"], &resumed["top5"]), (&report["top1"], &report["top5"]));
-    for name in ["model.safetensors", "optimizer.safetensors"] {
-        let read =
-            |run: &Path| std::fs::read(run.join("checkpoints/step-00000016").join(name)).expect("a file");
-        assert!(read(&whole) == read(&parts), "{name} differs");
+    let last = checkpoint(&whole, 16);
+    for name in ["model.safetensors", "optimizer.safetensors", "../../labels.parquet"] {
+        let read = |folder: &Path| std::fs::read(folder.join(name)).expect("a file");
+        assert!(read(&last) == read(&checkpoint(&parts, 16)), "{name} differs");
     }
-    assert_eq!(
-        std::fs::read(whole.join("labels.parquet")).ok(),
-        std::fs::read(parts.join("labels.parquet")).ok()
-    );
-    let metrics = std::fs::read_to_string(whole.join("metrics.jsonl")).expect("metrics");
-    let epochs: Vec<serde_json::Value> = metrics
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
-        .filter(|line| line["scope"] == "epoch")
-        .collect();
+    let epochs: Vec<Value> = metrics(&whole).into_iter().filter(|line| line["scope"] == "epoch").collect();
     assert_eq!(epochs.len(), 4);
-    assert!(epochs[3]["loss"].as_f64() < epochs[0]["loss"].as_f64(), "{metrics}");
+    assert!(epochs[3]["loss"].as_f64() < epochs[0]["loss"].as_f64(), "{epochs:?}");
     assert_eq!(epochs[3]["top1"], report["top1"]);
 
     let checked = python(
         "a_stopped_fine_tuning_goes_on_to_the_same_weights",
         "tests/python/check_classifier.py",
-        &[&whole.join("checkpoints/step-00000016")],
+        &[&last],
     );
     assert!(checked.is_none_or(|output| output.trim() == "10 classes"));
 
     let swapped = dir.path().join("swapped");
-    let other = finetune(&checkpoint, &swapped, "--epochs 1 --train-split val --split train").json();
+    let other =
+        finetune(&from, &swapped, "--batch-size 16 --epochs 1 --train-split val --split train").json();
     assert_eq!((&other["split"], &other["queries"]), (&"train".into(), &120.into()), "{other}");
 
-    let last = whole.join("checkpoints/step-00000016");
     let seen = instdisc("inspect --verify").arg("", &last).json();
     assert_eq!(
         (&seen["kind"], &seen["step"], &seen["bank"]),
-        (&"checkpoint".into(), &16.into(), &serde_json::Value::Null)
+        (&"checkpoint".into(), &16.into(), &Value::Null)
     );
 
     // A classifier has no bank that could vote.
-    let embed = instdisc("embed --split val --device cpu").arg("--run", &last).arg("--dataset", dataset());
-    let (_, output) = embed.arg("--output", dir.path().join("val.arrow")).output();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !said.contains("knn --bank"), "{said}");
+    let said = embed("val", &last, &dir.path().join("val.arrow")).said();
+    assert!(!said.contains("knn --bank"), "{said}");
 
     // Finished: the same command says so, and changes nothing.
     let before = contents(&whole);
-    assert_eq!(finetune(&checkpoint, &whole, "--epochs 4").json()["top1"], report["top1"]);
+    assert_eq!(finetune(&from, &whole, "--batch-size 16 --epochs 4").json()["top1"], report["top1"]);
     assert_eq!(contents(&whole), before);
-    let error = finetune(&checkpoint, &whole, "--epochs 4 --label-seed 7").fails(78);
+    let error = finetune(&from, &whole, "--batch-size 16 --epochs 4 --label-seed 7").fails(78);
     assert!(error.contains("finetune"), "{error}");
 }
 
@@ -86,10 +73,14 @@ fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
 #[test]
 fn a_killed_fine_tuning_goes_on_to_the_weights_of_an_undisturbed_one() {
     let dir = scratch();
-    let checkpoint = trained(dir.path());
+    let from = trained(&dir, RUN);
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
     let call = |run: &Path, every: u32| {
-        finetune(&checkpoint, run, &format!("--epochs 16 --keep 2 --checkpoint-every-steps {every}"))
+        finetune(
+            &from,
+            run,
+            &format!("--batch-size 16 --epochs 16 --keep 2 --checkpoint-every-steps {every}"),
+        )
     };
     let report = call(&whole, 1).json();
     assert_eq!(report["step"], 64);
@@ -112,30 +103,20 @@ fn a_killed_fine_tuning_goes_on_to_the_weights_of_an_undisturbed_one() {
     }
     let resumed = call(&broken, 1).json();
     assert_eq!((&resumed["top1"], &resumed["labels"]), (&report["top1"], &report["labels"]));
-    let end = "checkpoints/step-00000064";
-    assert_eq!(contents(&broken.join(end)).len(), 4);
-    assert!(contents(&broken.join(end)) == contents(&whole.join(end)));
-    let folders = std::fs::read_dir(broken.join("checkpoints")).expect("checkpoints");
-    let left: Vec<_> = folders.map(|entry| entry.expect("an entry").path()).collect();
-    assert!(
-        left.iter().all(|folder| folder.join("checkpoint.json").exists()),
-        "killed writers left {left:?}"
-    );
+    let [ended, expected] = [&broken, &whole].map(|run| contents(&checkpoint(run, 64)));
+    assert!(ended.len() == 4 && ended == expected);
+    let (kept, has_others) = checkpoint_steps(&broken);
+    assert!(!has_others, "killed writers left something");
     // The first and the two newest; the last kill may have come before the third was removed.
-    assert!((3..=4).contains(&left.len()), "{left:?}");
+    assert!((3..=4).contains(&kept.len()), "{kept:?}");
 }
 
 #[test]
 fn a_fine_tuning_keeps_its_options_and_refuses_fewer_epochs_than_are_done() {
     let dir = scratch();
-    let checkpoint = trained(dir.path());
+    let from = trained(&dir, RUN);
     let run = dir.path().join("tuned");
-    let tune = |more: &str| {
-        instdisc(&format!("finetune --device cpu --label-fraction 0.5 {more}"))
-            .arg("--checkpoint", &checkpoint)
-            .arg("--dataset", dataset())
-            .arg("--run", &run)
-    };
+    let tune = |more: &str| finetune(&from, &run, more);
     let first = tune("--batch-size 16 --epochs 4 --checkpoint-every-steps 1");
     assert_eq!(signal_at(first, &run, 9, "-TERM"), Some(75));
     let before = contents(&run);
@@ -153,18 +134,18 @@ fn a_fine_tuning_keeps_its_options_and_refuses_fewer_epochs_than_are_done() {
 #[test]
 fn a_fine_tuning_begins_with_the_backbone_alone() {
     let dir = scratch();
-    let checkpoint = trained(dir.path());
+    let from = trained(&dir, RUN);
     let read = |folder: &Path| {
         let bytes = std::fs::read(folder.join("model.safetensors")).expect("weights");
         let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
         let tensor = |name: &str| file.tensor(name).map(|view| (view.shape().to_vec(), view.data().to_vec()));
         (tensor("layer2.0.conv1.weight").expect("a kernel"), tensor("fc.weight").expect("the classifier"))
     };
-    let (kernel, projection) = read(&checkpoint);
+    let (kernel, projection) = read(&checkpoint(&from, 8));
     let begin = |name: &str, more: &str| {
         let run = dir.path().join(name);
-        finetune(&checkpoint, &run, &format!("--epochs 1 --keep 0 --no-monitor {more}")).ok();
-        read(&run.join("checkpoints/step-00000000"))
+        finetune(&from, &run, &format!("--batch-size 16 --epochs 1 --keep 0 --no-monitor {more}")).ok();
+        read(&checkpoint(&run, 0))
     };
     let (tuned_kernel, classifier) = begin("tuned", "");
     assert!(tuned_kernel == kernel && classifier.0 == [10, 64] && classifier.1 != projection.1);

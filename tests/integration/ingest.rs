@@ -3,29 +3,36 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use instdisc::rng::{Purpose, Stream};
 use tempfile::TempDir;
 
-use super::support::{Call, contents, copy, damage, dataset, images, instdisc, scratch, send, skip};
+use super::support::{
+    self, Call, contents, copy, damage, dataset, images, instdisc, read_json, scratch, send, skip,
+};
 
 /// Kills that must have met a living process.
 const KILLS: usize = 50;
 
 /// Many small shards, so that a kill meets every kind of step.
-fn command(source: &Path, dest: &Path) -> Command {
-    let words = "ingest --shard-size 8KiB --row-group 4 --threads 2 --max-reject-fraction 0.5 --log error";
-    instdisc(words).arg("--source", source).arg("--dest", dest).command()
+const SMALL: &str = "--shard-size 8KiB --row-group 4 --threads 2 --max-reject-fraction 0.5";
+
+fn call(source: &Path, dest: &Path) -> Call {
+    support::ingest(SMALL, source, dest).word("--log=error")
 }
 
 fn run(source: &Path, dest: &Path) -> Duration {
     let started = Instant::now();
-    let output = command(source, dest).output().expect("starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    call(source, dest).ok();
     started.elapsed()
+}
+
+/// Starts an ingest of which only errors are kept.
+fn start(source: &Path, dest: &Path) -> Child {
+    call(source, dest).command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts")
 }
 
 #[test]
@@ -38,11 +45,8 @@ fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
 fn an_ingest_with_a_refused_image_killed_at_any_moment_goes_on_to_the_same_bytes() {
     let dir = scratch();
     copy(images(), dir.path());
-    let entries = walkdir::WalkDir::new(dir.path().join("train")).sort_by_file_name();
-    let files = entries.into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_file());
-    let image = files.last().expect("an image").into_path();
-    let bytes = std::fs::read(&image).expect("readable");
-    std::fs::write(&image, &bytes[..bytes.len() / 2]).expect("cut");
+    let (image, bytes) = contents(&dir.path().join("train")).pop().expect("an image");
+    std::fs::write(dir.path().join("train").join(image), &bytes[..bytes.len() / 2]).expect("cut");
     killed_again_and_again(dir.path(), KILLS / 2);
 }
 
@@ -58,8 +62,7 @@ fn killed_again_and_again(source: &Path, wanted: usize) {
         let dest = dir.path().join(format!("killed-{tries}"));
         // Several kills of one ingest, then it may finish.
         for _ in 0..5 {
-            let mut child =
-                command(source, &dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+            let mut child = call(source, &dest).start();
             std::thread::sleep(duration.mul_f64(moments.unit()));
             let finished = child.try_wait().expect("a child").is_some();
             child.kill().expect("killed");
@@ -70,9 +73,7 @@ fn killed_again_and_again(source: &Path, wanted: usize) {
         }
         run(source, &dest);
         let found = contents(&dest);
-        let names =
-            |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
-        assert_eq!(names(&found), names(&expected));
+        assert!(found.iter().map(|(path, _)| path).eq(expected.iter().map(|(path, _)| path)), "other files");
         assert!(found == expected, "the names agree, the bytes do not");
         std::fs::remove_dir_all(&dest).expect("removed");
         tries += 1;
@@ -82,8 +83,7 @@ fn killed_again_and_again(source: &Path, wanted: usize) {
 
 /// Starts an ingest and kills it as soon as `mark` is there; whether it died with work left to do.
 fn killed_at(source: &Path, dest: &Path, mark: &Path) -> bool {
-    let mut child =
-        command(source, dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let mut child = call(source, dest).start();
     while !mark.exists() && child.try_wait().expect("a child").is_none() {
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -119,8 +119,7 @@ fn an_ingest_that_ctrl_c_ends_says_no_error_and_resumes() {
     run(images(), &whole);
     for number in 0..50 {
         let dest = dir.path().join(format!("ended-{number}"));
-        let mut child =
-            command(images(), &dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut child = start(images(), &dest);
         while !dest.join(".work").exists() && child.try_wait().expect("a child").is_none() {
             std::thread::sleep(Duration::from_micros(200));
         }
@@ -162,34 +161,14 @@ fn a_source_that_changed_after_a_kill_gives_the_dataset_of_the_new_files() {
         turned[middle] ^= 1;
         std::fs::write(source.join(name), turned).expect("changed");
     }
-    let lenient = |dest: &Path| {
-        let words = "ingest --shard-size 8KiB --row-group 4 --threads 2 --max-reject-fraction 0.5";
-        let (_, output) = instdisc(words).arg("--source", &source).arg("--dest", dest).output();
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{text}");
-        text
-    };
-    let text = lenient(&dest);
+    let text = support::ingest(SMALL, &source, &dest).said();
     assert_eq!(
         text.matches("the source's files changed after an ingest was interrupted").count(),
         1,
         "{text}"
     );
-    lenient(&fresh);
+    run(&source, &fresh);
     assert!(contents(&dest) == contents(&fresh), "nothing of the old files is left");
-}
-
-#[test]
-fn work_with_other_options_is_thrown_away() {
-    let dir = scratch();
-    let dest = killed_midway(images(), dir.path(), ".work/0000-val/whole-00000.json");
-    let other = |dest: &Path| {
-        let call = instdisc("ingest --shard-size 40KiB --row-group 16 --log error");
-        call.arg("--source", images()).arg("--dest", dest).ok()
-    };
-    other(&dest);
-    other(&dir.path().join("fresh"));
-    assert!(contents(&dest) == contents(&dir.path().join("fresh")), "nothing of the first is left");
 }
 
 #[test]
@@ -198,9 +177,7 @@ fn of_two_ingests_at_once_one_works_and_the_other_is_told_or_finds_it_done() {
     let (whole, dest) = (dir.path().join("whole"), dir.path().join("out"));
     run(images(), &whole);
     for _ in 0..5 {
-        let start =
-            || command(images(), &dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
-        let children = [start(), start(), start()];
+        let children = [0, 1, 2].map(|_| start(images(), &dest));
         let mut done = 0;
         for child in children {
             let output = child.wait_with_output().expect("ended");
@@ -218,15 +195,7 @@ fn of_two_ingests_at_once_one_works_and_the_other_is_told_or_finds_it_done() {
 }
 
 fn ingest(source: &Path, dest: &Path, more: &str) -> Call {
-    instdisc(&format!("ingest --row-group 16 {more}")).arg("--source", source).arg("--dest", dest)
-}
-
-/// The standard error of a call that succeeds.
-fn said(call: Call) -> String {
-    let (shown, output) = call.output();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{shown}\n{text}");
-    text
+    support::ingest(&format!("--row-group 16 {more}"), source, dest)
 }
 
 #[test]
@@ -246,17 +215,17 @@ fn what_a_dataset_holds_already_is_said_with_what_that_rests_on() {
     let (source, dest) = (dir.path().join("source"), dir.path().join("dataset"));
     copy(images(), &source);
     ingest(&source, &dest, "").ok();
-    let text = said(ingest(&source, &dest, ""));
+    let text = ingest(&source, &dest, "").said();
     let basis = "by the names, classes and sizes of its images, and the modification times or ETags of the \
                  source; --verify-source";
     assert!(text.contains(basis), "{text}");
-    let text = said(ingest(&source, &dest, "--verify-source"));
+    let text = ingest(&source, &dest, "--verify-source").said();
     assert!(text.contains("holds this dataset already, by the contents of its images"), "{text}");
     assert!(text.contains("verified: 160 images"), "{text}");
     // One byte of one image, which changes neither name nor size.
     let name = contents(&source).swap_remove(70).0;
     damage(&source.join(&name));
-    let text = said(ingest(&source, &dest, ""));
+    let text = ingest(&source, &dest, "").said();
     assert!(text.contains("modification times or ETags of the source are not those of the ingest"), "{text}");
     let error = ingest(&source, &dest, "--verify-source").fails(65);
     assert!(error.contains(name.file_name().expect("a name").to_str().expect("text")), "{error}");
@@ -268,8 +237,6 @@ fn options_without_an_effect_are_errors_and_threads_have_a_limit() {
     let dest = dir.path().join("dataset");
     let error = ingest(images(), &dest, "--verify-source").fails(78);
     assert!(error.contains("`--verify-source`: there is nothing to verify"), "{error}");
-    let error = ingest(images(), &dest, "--split val --drop-leaks").fails(78);
-    assert!(error.contains("`--drop-leaks` leaves images out of the split `train`"), "{error}");
     ingest(images(), &dest, "--threads 20000").fails(2);
     assert!(!dest.exists());
 }
@@ -315,8 +282,7 @@ fn near_duplicates_are_found_unless_they_are_off() {
     assert_eq!(off["visual_groups"], 0, "{off}");
     assert_eq!(on, of("default", ""), "{on}");
     let manifest = |dest: &str| {
-        let text = std::fs::read(dir.path().join(dest).join("manifest.json")).expect("a manifest");
-        let manifest: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let manifest = read_json(&dir.path().join(dest).join("manifest.json"));
         manifest["splits"]["train"]["ingest"][0]["options"].clone()
     };
     assert_eq!(manifest("off")["near_duplicates"], "off");
@@ -413,9 +379,8 @@ fn shim() -> &'static PathBuf {
 
 /// A call on a file system that answers so to `flock` and to hard links.
 fn on(call: Call, flock: i32, link: i32) -> Call {
-    let mut command = call.command();
-    command.env("LD_PRELOAD", shim()).env("SHIM_FLOCK", flock.to_string()).env("SHIM_LINK", link.to_string());
-    Call::from(command)
+    let call = call.env("LD_PRELOAD", shim());
+    call.env("SHIM_FLOCK", flock.to_string()).env("SHIM_LINK", link.to_string())
 }
 
 #[test]
@@ -425,14 +390,11 @@ fn an_ingest_without_locks_and_links_gives_the_same_dataset_and_leaves_nothing_e
     {
         let dir = scratch();
         let data = dir.path().join("data");
-        let ingest = || instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", &data);
-        let output = on(ingest(), flock, link).output().1;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{flock} {link}: {stderr}");
-        assert!(stderr.contains("the file system has no locks"), "{stderr}");
+        let call = || on(ingest(images(), &data, ""), flock, link);
+        let said = call().said();
+        assert!(said.contains("the file system has no locks"), "{said}");
         assert!(contents(&data) == contents(dataset()), "{flock} {link}");
-        let again = on(ingest(), flock, link).json();
-        assert_eq!(again["already_done"], true);
+        assert_eq!(call().json()["already_done"], true);
     }
 }
 
@@ -440,10 +402,7 @@ fn an_ingest_without_locks_and_links_gives_the_same_dataset_and_leaves_nothing_e
 fn of_two_ingests_without_locks_one_works_at_a_time() {
     let dir = scratch();
     let data = dir.path().join("data");
-    let ingest = || {
-        let call = instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", &data);
-        on(call, NO_SUCH_CALL, NOT_PERMITTED).output().1
-    };
+    let ingest = || on(ingest(images(), &data, ""), NO_SUCH_CALL, NOT_PERMITTED).output().1;
     let outputs: Vec<_> = std::thread::scope(|scope| {
         let threads = [scope.spawn(ingest), scope.spawn(ingest)];
         threads.map(|thread| thread.join().expect("no panic")).into()

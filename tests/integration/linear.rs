@@ -7,7 +7,9 @@ use instdisc::ids::ClassId;
 use instdisc::rng::{Purpose, Stream};
 use serde_json::Value;
 
-use super::support::{dataset, feature_table, instdisc, python_or_skip, scratch, train, write_table};
+use super::support::{
+    entries, feature_table, instdisc, python_or_skip, read_json, read_parquet, scratch, trained, write_table,
+};
 
 /// Unit vectors around ten directions, as hard to tell apart as the features of a trained encoder.
 pub(super) fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
@@ -71,49 +73,30 @@ fn the_probe_scores_as_scikit_learn_does() {
 #[test]
 fn the_probe_of_a_run_keeps_its_features_and_its_report() {
     let dir = scratch();
-    let run = dir.path().join("run");
-    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-    let probe = || {
-        instdisc("linear --device cpu --split val --feature pooled,conv2 --weight-decay 1e-3")
-            .arg("--run", &run)
-            .arg("--dataset", dataset())
-            .json()
-    };
+    let run = trained(&dir, "--epochs 1 --no-monitor");
+    let linear = |words: &str| instdisc(&format!("linear --device cpu {words}")).of_run(&run).json();
+    let probe = || linear("--split val --feature pooled,conv2 --weight-decay 1e-3");
     let report = probe();
     assert_eq!((&report["feature"], &report["train_rows"]), (&"pooled, 64-d".into(), &120.into()));
     assert_eq!(report["other_features"][0]["feature"], "conv2, 4096-d");
-    let features = run.join("eval/features");
-    let cached = |split: &str, layer: &str| {
-        let names =
-            std::fs::read_dir(&features).expect("the folder").map(|entry| entry.expect("an entry").path());
-        let start = format!("{split}-{layer}-step-00000008-");
-        let mut found = names
-            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start)));
-        found.next().expect("the table is kept")
+    let named = |folder: &str, part: &str| {
+        let files = entries(&run.join(folder)).into_iter();
+        files.filter(|file| file.to_string_lossy().contains(part)).collect::<Vec<_>>()
     };
-    let (train, _) = (cached("train", "pooled"), cached("val", "pooled"));
-    let written = std::fs::metadata(&train).and_then(|file| file.modified()).expect("a time");
-    let again = probe();
-    assert_eq!(again["top1"], report["top1"]);
-    assert_eq!(std::fs::metadata(&train).and_then(|file| file.modified()).expect("a time"), written);
-    let reports = || {
-        let names =
-            std::fs::read_dir(run.join("eval")).expect("a folder").map(|entry| entry.expect("an entry"));
-        names
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("linear-val-pooled_conv2-"))
-            .count()
-    };
+    let cached =
+        |split: &str| named("eval/features", &format!("/{split}-pooled-step-00000008-")).swap_remove(0);
+    let changed = || ["train", "val"].map(|split| cached(split).metadata().expect("a table").modified().ok());
+    let written = changed();
+    assert_eq!(probe()["top1"], report["top1"]);
+    assert_eq!(changed(), written);
+    let reports = || named("eval", "/linear-val-pooled_conv2-").len();
     assert_eq!(reports(), 1);
-    let call = instdisc("linear --device cpu --feature pooled,conv2 --weight-decay 1e-2");
-    call.arg("--run", &run).arg("--dataset", dataset()).ok();
+    linear("--feature pooled,conv2 --weight-decay 1e-2");
     assert_eq!(reports(), 2, "other options are another report");
 
     let few = || {
-        let call = instdisc("linear --device cpu --weight-decay 1e-3 --label-fraction 0.5");
-        call.arg("--run", &run).arg("--dataset", dataset()).ok();
-        let files = std::fs::read_dir(run.join("eval")).expect("a folder");
-        let mut files = files.map(|entry| entry.expect("an entry").path());
-        files.find(|file| file.to_string_lossy().ends_with("-labels.parquet")).expect("the labels")
+        linear("--weight-decay 1e-3 --label-fraction 0.5");
+        named("eval", "-labels.parquet").swap_remove(0)
     };
     let labels = few();
     let written = std::fs::read(&labels).expect("the labels");
@@ -124,11 +107,9 @@ fn the_probe_of_a_run_keeps_its_features_and_its_report() {
 #[test]
 fn the_probe_of_a_run_on_a_sample_is_trained_on_that_sample() {
     let dir = scratch();
-    let run = dir.path().join("run");
-    train(dataset(), &run, "--epochs 1 --limit 48 --no-monitor").ok();
+    let run = trained(&dir, "--epochs 1 --limit 48 --no-monitor");
     let rows = |more: &str| {
-        let call = instdisc(&format!("linear --device cpu --weight-decay 1e-2 {more}"));
-        let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
+        let report = instdisc(&format!("linear --device cpu --weight-decay 1e-2 {more}")).of_run(&run).json();
         (report["train_rows"].clone(), report["train_split"].clone(), report["label_seed"].clone())
     };
     assert_eq!(rows(""), (48.into(), "train".into(), Value::Null));
@@ -153,8 +134,7 @@ fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
         .arg("--test", &evaluated)
         .arg("--output", dir.path().join(name))
         .ok();
-        let report = std::fs::read(dir.path().join(name)).expect("the report");
-        serde_json::from_slice::<Value>(&report).expect("JSON")
+        read_json(&dir.path().join(name))
     };
     let tenth = probe("0.1", 0, "a.json");
     assert_eq!((&tenth["train_rows"], &tenth["labels"]["rows_per_class"]), (&200.into(), &20.into()));
@@ -163,24 +143,18 @@ fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
     let all =
         instdisc("linear --device cpu --weight-decay 1e-3").arg("--train", &train).arg("--test", &evaluated);
     assert!(all.json()["top1"].as_f64() > tenth["top1"].as_f64());
-    let record = std::fs::read(dir.path().join("a-labels.parquet")).expect("the record");
-    let record =
-        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(record));
-    let batches = record.and_then(|builder| builder.build()).expect("Parquet");
-    let rows: usize = batches.map(|batch| batch.expect("a batch").num_rows()).sum();
-    assert_eq!(rows, 200);
+    assert_eq!(read_parquet(&dir.path().join("a-labels.parquet")).num_rows(), 200);
 }
 
 #[test]
 fn other_crops_in_each_epoch_train_a_probe_too() {
     let dir = scratch();
-    let run = dir.path().join("run");
-    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    let run = trained(&dir, "--epochs 1 --no-monitor");
     let call = instdisc(
         "linear --augment --device cpu --feature conv1,pooled --epochs 6 --batch-size 32 --lr 0.1,0.01 \
          --weight-decay 0",
     );
-    let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
+    let report = call.of_run(&run).json();
     assert_eq!((&report["augmented"], &report["solver"]), (&true.into(), &"sgd".into()));
     assert_eq!(report["sweep"].as_array().map(Vec::len), Some(2));
     assert_eq!(report["iterations"], 6 * 4);
@@ -227,8 +201,7 @@ fn tables_that_do_not_fit_are_named_with_their_options() {
 #[test]
 fn a_layer_that_the_network_has_not_is_wrong_usage() {
     let dir = scratch();
-    let run = dir.path().join("run");
-    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-    let call = instdisc("linear --device cpu --feature conv5").arg("--run", &run).arg("--dataset", dataset());
+    let run = trained(&dir, "--epochs 1 --no-monitor");
+    let call = instdisc("linear --device cpu --feature conv5").of_run(&run);
     assert!(call.fails(2).contains("no layer conv5; it has conv1 to conv4, pooled and projection"));
 }

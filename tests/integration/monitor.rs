@@ -6,25 +6,21 @@ use std::time::Duration;
 
 use instdisc::commands::Monitor;
 use instdisc::distributed::Rendezvous;
-use instdisc::feature_table::FeatureTable;
 use instdisc::progress::{Progress, Quiet};
 use instdisc::run_config::{Architecture, DeviceChoice, TrainConfig};
-use instdisc::storage::Location;
 use instdisc::train::{Evaluation, HookError, Hooks, StopFlag, TrainError, TrainJob, train as train_job};
 use serde_json::{Map, Value};
 
-use super::support::{Call, contents, copy, dataset, images, instdisc, scratch, train};
+use super::support::{
+    Call, checkpoint, contents, copy, dataset, embed, images, ingest, knn, location, metrics as lines,
+    read_json, read_table, scratch, tensors, train,
+};
 
 /// Two epochs of eight steps.
 const OPTIONS: &str = "--epochs 2 --keep 0 --checkpoint-every-steps 5";
 
 fn call(run: &Path, more: &str) -> Call {
     train(dataset(), run, &format!("{OPTIONS} {more}"))
-}
-
-fn lines(run: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 /// Step and scores of the lines that have some.
@@ -61,26 +57,21 @@ fn without_times(run: &Path) -> Vec<Value> {
     lines
 }
 
-/// Where the tensors of a safetensors file are, and the shape of each.
-fn tensors(file: &[u8]) -> Vec<(String, std::ops::Range<usize>, Vec<usize>)> {
-    let begin = 8 + u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
-    let header: Value = serde_json::from_slice(&file[8..begin]).expect("JSON");
-    let numbers = |value: &Value| -> Vec<usize> {
-        let numbers = value.as_array().expect("numbers").iter();
-        numbers.map(|number| number.as_u64().expect("a number") as usize).collect()
-    };
-    let of = |(name, tensor): (&String, &Value)| {
-        let at = numbers(&tensor["data_offsets"]);
-        (name.clone(), begin + at[0]..begin + at[1], numbers(&tensor["shape"]))
-    };
-    header.as_object().expect("an object").iter().map(of).collect()
+/// A file of a checkpoint.
+fn file(run: &Path, step: u32, name: &str) -> Vec<u8> {
+    std::fs::read(checkpoint(run, step).join(name)).expect(name)
+}
+
+/// The files of the last checkpoint.
+fn last(run: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    contents(&checkpoint(run, 16))
 }
 
 /// Stopped after the checkpoint of step 5.
 fn stopped(whole: &Path, broken: &Path) {
     copy(whole, broken);
-    for step in ["08", "10", "15", "16"] {
-        std::fs::remove_dir_all(broken.join(format!("checkpoints/step-000000{step}"))).expect("removed");
+    for step in [8, 10, 15, 16] {
+        std::fs::remove_dir_all(checkpoint(broken, step)).expect("removed");
     }
     std::fs::remove_file(broken.join("finished.json")).expect("removed");
 }
@@ -89,14 +80,11 @@ fn stopped(whole: &Path, broken: &Path) {
 fn unlabelled(folder: &Path) -> std::path::PathBuf {
     let (flat, data) = (folder.join("flat"), folder.join("unlabelled"));
     std::fs::create_dir(&flat).expect("a folder");
-    for (number, entry) in walkdir::WalkDir::new(images().join("train")).into_iter().enumerate() {
-        let entry = entry.expect("readable");
-        if entry.file_type().is_file() {
-            let ending = entry.path().extension().expect("an ending").to_string_lossy().into_owned();
-            std::fs::copy(entry.path(), flat.join(format!("{number}.{ending}"))).expect("copied");
-        }
+    for (number, (path, bytes)) in contents(&images().join("train")).into_iter().enumerate() {
+        let ending = path.extension().expect("an ending").to_string_lossy().into_owned();
+        std::fs::write(flat.join(format!("{number}.{ending}")), bytes).expect("written");
     }
-    instdisc("ingest --unlabelled --hold-out val=0.25").arg("--source", &flat).arg("--dest", &data).ok();
+    ingest("--unlabelled --hold-out val=0.25", &flat, &data).ok();
     data
 }
 
@@ -115,15 +103,13 @@ fn a_run_without_labels_is_scored_on_another_dataset_as_knn_scores_it() {
         let expected = ["dataset_val/knn12_top1", "dataset_val/knn1_top1", "dataset_val/knn_chance"];
         assert_eq!(names, expected, "step {step}: its own bank has no labels");
     }
-    let checkpoint = run.join("checkpoints/step-00000012");
     let table = |split: &str| {
         let table = dir.path().join(format!("{split}.arrow"));
-        let embed = instdisc("embed --device cpu --split").word(split).arg("--checkpoint", &checkpoint);
-        embed.arg("--dataset", dataset()).arg("--output", &table).ok();
+        embed(split, &checkpoint(&run, 12), &table).ok();
         table
     };
-    let knn = instdisc("knn --k 1,12 --temperature 0.07").arg("--bank", table("train"));
-    let report = knn.arg("--queries", table("val")).arg("--dataset", dataset()).json();
+    let call = knn("--k 1,12 --temperature 0.07", &table("train"), &table("val"));
+    let report = call.arg("--dataset", dataset()).json();
     for cell in report["grid"].as_array().expect("a grid") {
         let name = format!("dataset_val/knn{}_top1", cell["k"]);
         let (_, score) = curve[2].1.iter().find(|(found, _)| *found == name).expect("a score");
@@ -177,15 +163,9 @@ fn a_resumed_run_is_monitored_at_the_steps_of_an_uninterrupted_one_and_trains_th
         .collect();
     assert_eq!(scopes, ["start", "monitor", "epoch", "monitor", "monitor", "epoch"]);
     call(&bare, "--no-monitor").ok();
-    let last = |run: &Path| contents(&run.join("checkpoints/step-00000016"));
-    let differs = |name: &str| {
-        let of =
-            |run: &Path| last(run).into_iter().find(|(found, _)| found.ends_with(name)).expect("a file").1;
-        of(&whole) != of(&bare)
-    };
-    assert!(
-        ["model.safetensors", "optimizer.safetensors", "bank.arrow"].into_iter().all(|name| !differs(name))
-    );
+    for name in ["model.safetensors", "optimizer.safetensors", "bank.arrow"] {
+        assert!(file(&whole, 16, name) == file(&bare, 16, name), "{name}");
+    }
     // Stopped after the checkpoint of step 5, once with its scores and once before they were there.
     for is_evaluated in [true, false] {
         stopped(&whole, &broken);
@@ -205,9 +185,7 @@ fn a_resumed_run_is_monitored_at_the_steps_of_an_uninterrupted_one_and_trains_th
 fn a_bound_on_the_time_leaves_out_all_but_the_first_and_the_last_evaluation() {
     let dir = scratch();
     let run = dir.path().join("run");
-    let (_, output) = call(&run, "--monitor-every 2steps --monitor-share 0.000001").output();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let said = call(&run, "--monitor-every 2steps --monitor-share 0.000001").said();
     assert_eq!(steps(&run), [0, 16]);
     assert!(
         said.contains("monitor: step 2 is left out") && said.contains("more than --monitor-share"),
@@ -225,9 +203,6 @@ fn a_resumed_probe_has_every_number_of_an_uninterrupted_one_and_changes_nothing_
     let call = |run: &Path, more: &str| call(run, &format!("{options} {more}")).arg("--monitor", dataset());
     call(&whole, "--probe").ok();
     call(&bare, "").ok();
-    let file = |run: &Path, step: u32, name: &str| {
-        std::fs::read(run.join(format!("checkpoints/step-{step:08}/{name}"))).expect(name)
-    };
     for name in ["model.safetensors", "optimizer.safetensors", "bank.arrow"] {
         assert!(file(&whole, 16, name) == file(&bare, 16, name), "{name}");
     }
@@ -247,12 +222,11 @@ fn a_resumed_probe_has_every_number_of_an_uninterrupted_one_and_changes_nothing_
     stopped(&whole, &broken);
     call(&broken, "").ok();
     assert_eq!(without_times(&broken), curve);
-    let last = |run: &Path| contents(&run.join("checkpoints/step-00000016"));
     assert!(last(&broken) == last(&whole), "the last checkpoint is the same");
 
     // Without the state of its optimiser it would be another.
     stopped(&whole, &still);
-    let at = still.join("checkpoints/step-00000005");
+    let at = checkpoint(&still, 5);
     let mut bytes = file(&still, 5, "probe.safetensors");
     let digest = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
     let before = digest(&bytes);
@@ -275,13 +249,10 @@ fn a_probe_scores_the_queries_as_its_checkpoint_does() {
     let dir = scratch();
     let run = dir.path().join("run");
     call(&run, "--monitor-every 1 --probe").ok();
-    let at = run.join("checkpoints/step-00000016");
     let table = dir.path().join("val.arrow");
-    let embed =
-        instdisc("embed --device cpu --split val --feature pooled --dtype f32").arg("--checkpoint", &at);
-    embed.arg("--dataset", dataset()).arg("--output", &table).ok();
-    let table = FeatureTable::read(&Location::from_path(&table).expect("a place")).expect("a table");
-    let bytes = std::fs::read(at.join("probe.safetensors")).expect("a probe");
+    embed("val --feature pooled --dtype f32", &checkpoint(&run, 16), &table).ok();
+    let table = read_table(&table);
+    let bytes = file(&run, 16, "probe.safetensors");
     let tensor = |wanted: &str| -> Vec<f32> {
         let (_, range, _) = tensors(&bytes).into_iter().find(|(name, ..)| name == wanted).expect(wanted);
         bytes[range].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
@@ -311,23 +282,21 @@ fn a_probe_needs_labels_may_come_later_and_is_never_lost() {
 
     let options = "--log-every-steps 1 --no-monitor --keep 0";
     train(dataset(), &run, &format!("{options} --epochs 1")).ok();
-    assert!(!run.join("checkpoints/step-00000008/probe.safetensors").exists());
+    assert!(!checkpoint(&run, 8).join("probe.safetensors").exists());
     train(dataset(), &run, &format!("{options} --epochs 2 --probe")).ok();
     let of_probe = lines(&run).into_iter().filter(|line| line["probe_train_loss"].is_number());
     let steps: Vec<_> = of_probe.map(|line| line["step"].as_u64().expect("a step")).collect();
     assert_eq!(steps, [9, 10, 11, 12, 13, 14, 15, 16, 16]);
 
-    let manifest = run.join("checkpoints/step-00000016/checkpoint.json");
-    let mut contents: Value =
-        serde_json::from_slice(&std::fs::read(&manifest).expect("there")).expect("JSON");
+    let manifest = checkpoint(&run, 16).join("checkpoint.json");
+    let mut contents = read_json(&manifest);
     contents["files"].as_array_mut().expect("files").retain(|file| file["name"] != "probe.safetensors");
     std::fs::write(&manifest, contents.to_string()).expect("written");
     // The checkpoint before is used, from which the run had no probe.
-    let (_, output) = train(dataset(), &run, &format!("{options} --epochs 3")).output();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("step-00000016/probe.safetensors: missing"), "{said}");
+    let said = train(dataset(), &run, &format!("{options} --epochs 3")).said();
+    assert!(said.contains("step-00000016/probe.safetensors: missing"), "{said}");
     assert!(said.contains("the run had none until step 8"), "{said}");
-    assert!(run.join("checkpoints/step-00000024/probe.safetensors").exists());
+    assert!(checkpoint(&run, 24).join("probe.safetensors").exists());
 }
 
 /// Asks the run to stop at the first images that are embedded, and counts these and what follows.
@@ -337,14 +306,10 @@ struct StopsAtOnce<'a> {
 }
 
 impl Progress for StopsAtOnce<'_> {
-    fn begin(&self, _stage: &str, _total: u64) {}
-
     fn advance(&self, images: u64) {
         self.images.fetch_add(images, Ordering::Relaxed);
         self.stop.store(true, Ordering::Relaxed);
     }
-
-    fn finish(&self) {}
 
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
@@ -367,7 +332,6 @@ impl Hooks for Monitored<'_> {
 #[test]
 fn a_stop_in_the_monitor_waits_for_sixteen_images_on_a_cpu() {
     let dir = scratch();
-    let place = |path: &Path| Location::from_path(path).expect("a location");
     let config = TrainConfig {
         arch: Architecture::ResNet20Cifar,
         image_size: 16,
@@ -377,8 +341,8 @@ fn a_stop_in_the_monitor_waits_for_sixteen_images_on_a_cpu() {
         ..TrainConfig::default()
     };
     let job = TrainJob {
-        dataset: place(dataset()),
-        run: place(&dir.path().join("run")),
+        dataset: location(dataset()),
+        run: location(&dir.path().join("run")),
         init: None,
         config,
         rendezvous: Rendezvous::alone(),
@@ -396,16 +360,12 @@ fn a_stop_in_the_monitor_waits_for_sixteen_images_on_a_cpu() {
 fn chance_is_that_of_the_most_frequent_class_among_the_queries() {
     let dir = scratch();
     let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-    let call = instdisc("ingest --ignore val/checked_disc/*").arg("--source", images());
-    call.arg("--dest", &data).ok();
-    let output = train(&data, &run, "--epochs 1 --limit 20 --monitor-every 1").output().1;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ingest("--ignore val/checked_disc/*", images(), &data).ok();
+    let said = train(&data, &run, "--epochs 1 --limit 20 --monitor-every 1").said();
     assert!(
         said.contains("the untrained encoder: kNN among the queries") && said.contains("(chance 11.1 %)"),
         "{said}"
     );
-    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-    let start: serde_json::Value =
-        serde_json::from_str(metrics.lines().next().expect("a line")).expect("JSON");
+    let start = &lines(&run)[0];
     assert_eq!((&start["scope"], &start["knn_chance"]), (&"start".into(), &(4.0 / 36.0).into()));
 }

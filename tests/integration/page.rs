@@ -4,18 +4,19 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::support::{dataset, instdisc, python_or_skip, scratch};
+use super::support::{
+    dataset, images, ingest, instdisc, python_or_skip, read_parquet, scratch, train, trained,
+};
 
 /// The page of a run with three checkpoints, two features and a monitored dataset, opened in headless Chromium.
 #[test]
 fn a_page_works_in_a_browser() {
-    use super::support::train;
     let test = "a_page_works_in_a_browser";
     let dir = scratch();
     let run = dir.path().join("run");
     train(dataset(), &run, "--epochs 2 --monitor-every 1 --keep 0").arg("--monitor", dataset()).ok();
     let call = instdisc("knn --watch --split val --feature bank,pooled --k 20,1,5 --temperature 0.07,0.5");
-    call.arg("--run", &run).arg("--dataset", dataset()).ok();
+    call.of_run(&run).ok();
     let page = run.join("eval/knn-val-bank_pooled-k1_5_20-tau0.07_0.5-step-00000016.html");
     let html = std::fs::read_to_string(&page).expect("a page");
     assert!(html.matches("<tr><th scope=\"row\">").count() > 6, "checkpoints and cells");
@@ -49,11 +50,10 @@ fn a_page_works_in_a_browser() {
 /// Without labels there are neighbours and a map, and no scores.
 #[test]
 fn a_page_without_labels_works_in_a_browser_too() {
-    use super::support::{images, train};
     let test = "a_page_without_labels_works_in_a_browser_too";
     let dir = scratch();
     let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-    instdisc("ingest --unlabelled").arg("--source", images()).arg("--dest", &data).ok();
+    ingest("--unlabelled", images(), &data).ok();
     train(&data, &run, "--epochs 1").ok();
     let report = instdisc("knn").arg("--run", &run).arg("--dataset", &data).json();
     assert!(report["top1"].is_null() && report["queries"] == 0, "{report}");
@@ -93,12 +93,10 @@ fn named(html: &str) -> Option<(&str, &str)> {
 
 #[test]
 fn several_features_are_evaluated_in_one_pass() {
-    use super::support::train;
     let dir = scratch();
-    let run = dir.path().join("run");
-    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    let run = trained(&dir, "--epochs 1 --no-monitor");
     let call = instdisc("knn --split val --feature bank,projection,pooled --k 5,1 --map-points 0");
-    let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
+    let report = call.of_run(&run).json();
     let features: Vec<&str> = std::iter::once(&report)
         .chain(report["other_features"].as_array().into_iter().flatten())
         .filter_map(|report| report["feature"].as_str())
@@ -109,7 +107,7 @@ fn several_features_are_evaluated_in_one_pass() {
     assert!(report["other_features"][1]["grid"].as_array().is_some_and(|grid| grid.len() == 2));
     let other_way = |feature: &str| {
         let call = instdisc(&format!("knn --split train --train-split val --feature {feature} --k 5"));
-        call.arg("--run", &run).arg("--dataset", dataset())
+        call.of_run(&run)
     };
     let report = other_way("projection").json();
     assert_eq!((&report["split"], &report["queries"]), (&"train".into(), &120.into()));
@@ -119,19 +117,9 @@ fn several_features_are_evaluated_in_one_pass() {
 
 #[test]
 fn a_report_of_a_run_is_kept_under_what_it_is_of_and_gets_a_lost_page_again() {
-    use super::support::train;
     let dir = scratch();
-    let run = dir.path().join("run");
-    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-    let knn = |words: &str| {
-        let (_, output) = instdisc(&format!("knn --print lines {words}"))
-            .arg("--run", &run)
-            .arg("--dataset", dataset())
-            .output();
-        let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("text"));
-        assert!(output.status.success(), "{err}");
-        (out, err)
-    };
+    let run = trained(&dir, "--epochs 1 --no-monitor");
+    let knn = |words: &str| instdisc(&format!("knn --print lines {words}")).of_run(&run).run();
     let file = |name: &str| run.join("eval").join(name);
     let read = |name: &str| std::fs::read_to_string(file(name)).expect(name);
     let (made, _) = knn("");
@@ -167,9 +155,7 @@ fn a_report_of_a_run_is_kept_under_what_it_is_of_and_gets_a_lost_page_again() {
         read("knn-val-k3-step-00000008.html").matches("<figure").count(),
         page.matches("<figure").count()
     );
-    let bytes = bytes::Bytes::from(std::fs::read(dir.path().join("n.parquet")).expect("neighbours"));
-    let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes);
-    let batch = rows.and_then(|rows| rows.build()).expect("Parquet").next().expect("a batch").expect("rows");
+    let batch = read_parquet(&dir.path().join("n.parquet"));
     let lists = batch.column_by_name("neighbour_ids").expect("a column");
     let first = arrow::array::AsArray::as_list::<i32>(lists).value(0);
     assert_eq!(arrow::array::Array::len(&first), 3);

@@ -1,26 +1,13 @@
 //! The whole path, as the README shows it.
 
-use super::support::{contents, dataset, images, instdisc, scratch};
+use super::support::{contents, dataset, images, ingest, instdisc, scratch};
 
 #[test]
 fn ingesting_again_changes_nothing_and_says_so() {
     let before = contents(dataset());
-    let report = instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", dataset()).json();
+    let report = ingest("--row-group 16", images(), dataset()).json();
     assert_eq!(report["already_done"], true);
     assert_eq!(contents(dataset()), before);
-}
-
-#[test]
-fn the_number_of_threads_does_not_change_a_byte() {
-    let dir = scratch();
-    for threads in ["1", "5"] {
-        instdisc(&format!("ingest --row-group 16 --threads {threads}"))
-            .arg("--source", images())
-            .arg("--dest", dir.path().join(threads))
-            .ok();
-    }
-    assert_eq!(contents(&dir.path().join("1")), contents(&dir.path().join("5")));
-    assert_eq!(contents(&dir.path().join("1")), contents(dataset()));
 }
 
 #[test]
@@ -38,13 +25,8 @@ fn inspect_says_what_is_there_and_verify_reads_it() {
 fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
     let dir = scratch();
     let said = |name: &str, words: &str| {
-        let call = instdisc(&format!(
-            "train --arch resnet20-cifar --image-size 16 --dim 16 --device cpu --epochs 1 --limit 20 {words}"
-        ));
-        let call = call.arg("--dataset", dataset()).arg("--run", dir.path().join(name));
-        let output = call.output().1;
-        assert!(output.status.success());
-        String::from_utf8_lossy(&output.stderr).into_owned()
+        let few = "train --arch resnet20-cifar --image-size 16 --dim 16 --device cpu --epochs 1 --limit 20";
+        instdisc(&format!("{few} {words}")).of_run(&dir.path().join(name)).said()
     };
     let plain = said("plain", "--batch-size 64 --monitor-every 1 --stats");
     for words in [
@@ -91,53 +73,6 @@ fn completions_name_every_command() {
     }
 }
 
-#[test]
-fn every_command_has_a_help_with_an_example() {
-    let help = instdisc("--help").ok();
-    let commands: Vec<_> =
-        ["ingest", "inspect", "train", "embed", "knn", "linear", "finetune", "export", "synth", "replay"]
-            .into_iter()
-            .filter(|name| help.lines().any(|line| line.trim_start().starts_with(name)))
-            .collect();
-    assert!(commands.len() >= 4, "{help}");
-    for command in commands {
-        let text = instdisc(command).command().arg("--help").output().expect("help").stdout;
-        let text = String::from_utf8(text).expect("text");
-        assert!(text.contains(&format!("Example:\n  instdisc {command}")), "{text}");
-    }
-}
-
-/// The headings of a help, with the flags below each.
-fn help(command: &str) -> Vec<(String, Vec<String>)> {
-    let text = instdisc(command).word("--help").ok();
-    let mut headings: Vec<(String, Vec<String>)> = Vec::new();
-    for line in text.lines() {
-        if let Some(name) = line.strip_suffix(':').filter(|line| !line.starts_with(' ')) {
-            headings.push((name.to_owned(), Vec::new()));
-        }
-        let flag = line.split_whitespace().find(|word| word.starts_with("--"));
-        if let Some((flag, (_, flags))) = flag.filter(|_| line.starts_with("  ")).zip(headings.last_mut()) {
-            flags.push(flag.to_owned());
-        }
-    }
-    headings
-}
-
-#[test]
-fn the_options_of_stores_and_of_logs_have_headings_of_their_own() {
-    for command in ["ingest", "inspect", "knn", "render"] {
-        let headings = help(command);
-        let under = |name: &str| headings.iter().find(|(heading, _)| heading == name).map(|(_, flags)| flags);
-        let stores = under("Object storage").expect("a heading");
-        for flag in ["--storage-option", "--retry-seconds", "--retry-tries", "--single-writer"] {
-            assert!(stores.iter().any(|listed| listed == flag), "{command} {flag}: {headings:?}");
-        }
-        assert!(under("Output").is_some_and(|flags| flags[0] == "--log"), "{command}: {headings:?}");
-        let own = under("Options").expect("a heading");
-        assert!(!own.iter().any(|flag| stores.contains(flag)), "{command}: {headings:?}");
-    }
-}
-
 #[cfg(feature = "torch")]
 mod trained {
     use std::path::Path;
@@ -145,7 +80,15 @@ mod trained {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::support::{copy, train};
+    use crate::support::{
+        checkpoint, copy, embed, entries, knn, metrics, read_json, read_table, train, trained,
+    };
+
+    /// Changes the text of a report.
+    fn replace(file: &Path, from: &str, to: &str) {
+        let text = std::fs::read_to_string(file).expect("text");
+        std::fs::write(file, text.replace(from, to)).expect("marked");
+    }
 
     #[test]
     fn from_images_to_a_page() {
@@ -155,9 +98,7 @@ mod trained {
         assert_eq!(finished["finished"], true);
         assert_eq!(finished["step"], 16);
 
-        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-        let lines: Vec<Value> =
-            metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let lines = metrics(&run);
         let steps: Vec<_> =
             lines.iter().map(|line| (line["step"].as_u64(), line["scope"].as_str())).collect();
         let expected = [(0, "start"), (3, "interval"), (6, "interval"), (8, "epoch"), (9, "interval")];
@@ -176,38 +117,24 @@ mod trained {
         let again = train(dataset(), &run, "--epochs 2").json();
         assert_eq!(again["step"], 16);
 
-        let checkpoint = run.join("checkpoints/step-00000016");
+        let checkpoint = checkpoint(&run, 16);
         let summary = instdisc("inspect --verify").arg("", &checkpoint).json();
         assert_eq!((&summary["kind"], &summary["step"]), (&"checkpoint".into(), &16.into()));
 
         let (queries, report) = (dir.path().join("val.arrow"), dir.path().join("knn.json"));
-        instdisc("embed --split val --device cpu")
-            .arg("--checkpoint", &checkpoint)
-            .arg("--dataset", dataset())
-            .arg("--output", &queries)
-            .ok();
+        let embed = |split: &str| embed(split, &checkpoint, &queries);
+        embed("val").ok();
         // The same again is kept, another split is not put in its place.
-        let before = std::fs::metadata(&queries).and_then(|file| file.modified()).expect("a table");
-        let again = |split: &str| {
-            instdisc("embed --device cpu")
-                .arg("--split", split)
-                .arg("--checkpoint", &checkpoint)
-                .arg("--dataset", dataset())
-                .arg("--output", &queries)
-        };
-        assert_eq!(again("val").json()["kept"], true);
-        let refused = again("train").fails(2);
+        let changed = || queries.metadata().and_then(|file| file.modified()).expect("a table");
+        let before = changed();
+        assert_eq!(embed("val").json()["kept"], true);
+        let refused = embed("train").fails(2);
         assert!(refused.contains("remove it or choose another --output"), "{refused}");
-        assert_eq!(before, std::fs::metadata(&queries).and_then(|file| file.modified()).expect("a table"));
-        let said = instdisc("knn --k 5,120 --temperature 0.07,0.5")
-            .arg("--bank", checkpoint.join("bank.arrow"))
-            .arg("--queries", &queries)
-            .arg("--dataset", dataset())
-            .arg("--output", &report)
-            .arg("--neighbours", dir.path().join("neighbours.parquet"))
-            .ok();
+        assert_eq!(before, changed());
+        let call = knn("--k 5,120 --temperature 0.07,0.5", &checkpoint.join("bank.arrow"), &queries);
+        let said = call.arg("--dataset", dataset()).arg("--output", &report).ok();
         assert!(said.starts_with("step 16: top-1 ") && said.lines().count() == 1, "{said}");
-        let scores: Value = serde_json::from_slice(&std::fs::read(&report).expect("report")).expect("JSON");
+        let scores = read_json(&report);
         assert_eq!((&scores["queries"], &scores["bank_rows"]), (&40.into(), &120.into()));
         assert_eq!(scores["grid"].as_array().map(Vec::len), Some(4));
         assert_eq!((&scores["device"], &scores["precision"]), (&"cpu".into(), &"f32".into()));
@@ -219,23 +146,16 @@ mod trained {
             let told = instdisc("inspect --verify").arg("", place).json();
             keys.iter().map(|key| told[*key].clone()).collect()
         };
-        let keys = ["kind", "lines", "torn_last_line", "step", "epochs", "last_loss"];
-        let expected = json!(["metrics", lines.len(), false, 16, 2, lines[lines.len() - 1]["loss"]]);
-        assert_eq!(of_file(&run.join("metrics.jsonl"), &keys), expected);
-        let monitor = of_file(&run.join("metrics.jsonl"), &["monitor"]);
-        assert!(monitor[0]["knn1_top1"].is_number(), "{monitor}");
-        let config = of_file(&run.join("config.toml"), &["kind", "arch", "epochs"]);
-        assert_eq!(config, json!(["config", "resnet20-cifar", 2]));
+        let metrics = of_file(&run.join("metrics.jsonl"), &["kind", "lines", "step", "epochs"]);
+        assert_eq!(metrics, json!(["metrics", lines.len(), 16, 2]));
+        assert_eq!(of_file(&run.join("config.toml"), &["kind", "epochs"]), json!(["config", 2]));
         assert_eq!(of_file(&run.join("finished.json"), &["kind", "step"]), json!(["finished", 16]));
         let state = of_file(&checkpoint.join("state.json"), &["kind", "step", "instances", "objective"]);
         assert_eq!(state, json!(["state", 16, 120, "nce"]));
         let manifest = of_file(&checkpoint.join("checkpoint.json"), &["kind", "step", "bank"]);
         assert_eq!(manifest, json!(["checkpoint", 16, summary["bank"]]));
-        assert_eq!(of_file(&report, &["kind", "split", "queries"]), json!(["knn_report", "val", 40]));
         let weights = of_file(&checkpoint.join("model.safetensors"), &["kind", "verified"]);
         assert_eq!(weights, json!(["weights", true]));
-        let neighbours = of_file(&dir.path().join("neighbours.parquet"), &["kind", "rows"]);
-        assert_eq!(neighbours, json!(["neighbours", 40]));
 
         let page = std::fs::read_to_string(dir.path().join("knn.html")).expect("page");
         assert!(page.contains("data:image/jpeg;base64,"));
@@ -248,11 +168,8 @@ mod trained {
     #[test]
     fn a_sample_covers_the_classes_and_its_rows_keep_their_ids() {
         let dir = scratch();
-        let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 1 --limit 40").ok();
-        let location = instdisc::storage::Location::from_path(&run).expect("a location");
-        let bank = location.join("checkpoints/step-00000003/bank.arrow");
-        let bank = instdisc::feature_table::FeatureTable::read(&bank).expect("the bank");
+        let run = trained(&dir, "--epochs 1 --limit 40");
+        let bank = read_table(&checkpoint(&run, 3).join("bank.arrow"));
         assert_eq!(bank.len(), 40);
         let classes: std::collections::BTreeSet<_> = bank.labels.iter().flatten().copied().collect();
         assert!(classes.len() >= 8, "{classes:?}");
@@ -260,41 +177,29 @@ mod trained {
             assert_eq!(label.map(|class| class.index()), Some(id.row() / 12), "{id}");
         }
         let table = dir.path().join("train.arrow");
-        instdisc("embed --split train --limit 40 --device cpu")
-            .arg("--checkpoint", run.join("checkpoints/step-00000003"))
-            .arg("--dataset", dataset())
-            .arg("--output", &table)
-            .ok();
-        let table = instdisc::storage::Location::from_path(&table).expect("a location");
-        let table = instdisc::feature_table::FeatureTable::read(&table).expect("the table");
+        embed("train --limit 40", &checkpoint(&run, 3), &table).ok();
+        let table = read_table(&table);
         assert_eq!((table.ids, table.labels), (bank.ids, bank.labels));
     }
 
     #[test]
     fn a_run_is_evaluated_by_its_newest_checkpoint() {
         let dir = scratch();
-        let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-        let scores = instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
+        let run = trained(&dir, "--epochs 1 --no-monitor");
+        let call = |words: &str| instdisc(words).of_run(&run);
+        let scores = call("knn --k 5 --split val").json();
         assert_eq!(scores["step"], 8);
-        assert!(run.join("eval/knn-val-k5-step-00000008.json").exists());
         assert!(run.join("eval/knn-val-k5-step-00000008.html").exists());
         // The same call finds it; other options have another name.
-        let report = run.join("eval/knn-val-k5-step-00000008.json");
-        std::fs::write(
-            &report,
-            std::fs::read_to_string(&report).expect("text").replace("\"step\": 8", "\"step\": 77"),
-        )
-        .expect("marked");
-        let call = |words: &str| instdisc(words).arg("--run", &run).arg("--dataset", dataset());
+        replace(&run.join("eval/knn-val-k5-step-00000008.json"), "\"step\": 8", "\"step\": 77");
         assert_eq!(call("knn --k 5").json()["step"], 77, "it is not made again");
         let left_out = call("knn --split train --k 1,5 --leave-one-out");
         assert_eq!(left_out.json()["k"], 5, "the largest is the headline");
         assert!(run.join("eval/knn-train-k1_5-leave-one-out-step-00000008.json").exists());
         let refused = call("knn --leave-one-out").fails(2);
         assert!(refused.contains("`val`") && refused.contains("`train`"), "{refused}");
-        let newest = run.join("checkpoints/step-00000008");
-        let scores = instdisc("knn --k 3").arg("--run", &newest).arg("--dataset", dataset()).json();
+        let newest = checkpoint(&run, 8);
+        let scores = instdisc("knn --k 3").of_run(&newest).json();
         assert!(scores["k"] == 3 && run.join("eval/knn-val-k3-step-00000008.json").exists());
         assert!(!newest.join("eval").exists(), "a checkpoint stays as it was published");
     }
@@ -303,20 +208,18 @@ mod trained {
     #[test]
     fn a_report_is_kept_for_the_neighbours_that_were_asked_for() {
         let dir = scratch();
-        let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-        let call = |words: &str| instdisc(words).arg("--run", &run).arg("--dataset", dataset());
+        let run = trained(&dir, "--epochs 1 --no-monitor");
+        let call = |words: &str| instdisc(words).of_run(&run);
         assert_eq!(call("knn").json()["k"], 12);
-        let refused = call("knn --k 200").fails(2);
-        assert!(refused.contains("k = 200 is larger than the bank"), "{refused}");
+        let output = dir.path().join("knn.json");
+        let refused = call("knn --k 200").arg("--output", &output).fails(2);
+        assert!(refused.contains("k = 200 is larger than the bank") && !output.exists(), "{refused}");
         // Under the default's name an earlier version kept what was asked for by `--k 200`.
         let report = run.join("eval/knn-val-step-00000008.json");
-        let text = std::fs::read_to_string(&report).expect("text");
-        std::fs::write(&report, text.replace("\"k\": 12", "\"k\": 11")).expect("marked");
+        replace(&report, "\"k\": 12", "\"k\": 11");
         assert_eq!(call("knn").json()["k"], 12);
         // Nor is a report kept that an earlier version made without recall and precision.
-        let text = std::fs::read_to_string(&report).expect("text");
-        let mut old: Value = serde_json::from_str(&text).expect("JSON");
+        let mut old = read_json(&report);
         assert!(old.as_object_mut().expect("an object").remove("retrieval").is_some());
         std::fs::write(&report, old.to_string()).expect("written");
         assert!(call("knn").json()["retrieval"]["map"].is_number());
@@ -330,20 +233,11 @@ mod trained {
         let (source, other, grown, run) = (at("images"), at("other"), at("grown"), at("run"));
         copy(images(), &source);
         // Two classes of `val` change their images; `train` stays.
-        let mut classes: Vec<_> = std::fs::read_dir(source.join("val"))
-            .expect("a folder")
-            .map(|entry| entry.expect("an entry").path())
-            .filter(|path| path.is_dir())
-            .collect();
-        classes.sort();
+        let classes = entries(&source.join("val"));
         for (from, to) in [(&classes[0], &at("0")), (&classes[1], &classes[0]), (&at("0"), &classes[1])] {
             std::fs::rename(from, to).expect("renamed");
         }
-        let ingest = |words: &str, source: &Path, dest: &Path| {
-            let call = instdisc(&format!("ingest --row-group 16 {words}"));
-            call.arg("--source", source).arg("--dest", dest).ok();
-        };
-        ingest("", &source, &other);
+        ingest("--row-group 16", &source, &other).ok();
         train(dataset(), &run, "--epochs 1 --no-monitor").ok();
         let digest_of = |data: &Path| instdisc("inspect").arg("", data).json()["dataset_digest"].clone();
         let report =
@@ -357,16 +251,13 @@ mod trained {
         }
         // A split that is added changes the dataset's digest: one evaluation more, and not one each time.
         copy(dataset(), &grown);
-        ingest("--split test", &images().join("val"), &grown);
+        ingest("--row-group 16 --split test", images().join("val"), &grown).ok();
         for words in words {
             let words = format!("{words} --split val");
             report(&words, &grown);
-            for file in std::fs::read_dir(run.join("eval")).expect("a folder") {
-                let file = file.expect("an entry").path();
-                if file.extension().is_some_and(|ending| ending == "json") {
-                    let text = std::fs::read_to_string(&file).expect("text");
-                    std::fs::write(&file, text.replace("\"step\": 8", "\"step\": 77")).expect("marked");
-                }
+            let files = entries(&run.join("eval")).into_iter();
+            for file in files.filter(|file| file.extension().is_some_and(|ending| ending == "json")) {
+                replace(&file, "\"step\": 8", "\"step\": 77");
             }
             assert_eq!(report(&words, &grown)["step"], 77, "{words}: it is not made again");
         }
@@ -376,9 +267,9 @@ mod trained {
     #[test]
     fn a_run_is_evaluated_on_a_dataset_that_it_was_not_trained_on() {
         let dir = scratch();
-        let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-        instdisc("ingest --split train").arg("--source", images().join("val")).arg("--dest", &data).ok();
-        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let data = dir.path().join("data");
+        ingest("--split train", images().join("val"), &data).ok();
+        let run = trained(&dir, "--epochs 1 --no-monitor");
         let digest_of = |dataset: &Path| {
             let summary = instdisc("inspect").arg("", dataset).json();
             summary["dataset_digest"].as_str().expect("a digest").to_owned()
@@ -387,8 +278,7 @@ mod trained {
         let words = "knn --k 5 --feature projection --train-split train --split train --leave-one-out";
         instdisc(words).arg("--run", &run).arg("--dataset", &data).ok();
         let name = "knn-train-from-train-projection-k5-leave-one-out-step-00000008.json";
-        let report = std::fs::read(run.join("eval").join(format!("on-{}", &other[..12])).join(name));
-        let report: Value = serde_json::from_slice(&report.expect("a report")).expect("JSON");
+        let report = read_json(&run.join("eval").join(format!("on-{}", &other[..12])).join(name));
         assert_eq!((&report["queries"], &report["bank_rows"]), (&40.into(), &40.into()));
         assert_eq!(report["dataset_digest"], other);
         assert_eq!(report["trained_on"]["dataset_digest"], own);
@@ -413,7 +303,7 @@ mod trained {
         let probed = train(dataset(), &run, "--epochs 3 --estimate --probe").json();
         assert_eq!(probed["probe_bytes"], 3 * 4 * 10 * 65);
         let data = dir.path().join("unlabelled");
-        instdisc("ingest --unlabelled").arg("--source", images()).arg("--dest", &data).ok();
+        ingest("--unlabelled", images(), &data).ok();
         assert!(train(&data, &run, "--estimate --probe").fails(78).contains("--probe learns from labels"));
         assert!(lines.contains("checkpoint: ") && !lines.contains('{'), "{lines}");
         assert!(train(dataset(), &run, "--estimate --accumulate 0").fails(78).contains("accumulate"));
@@ -445,11 +335,10 @@ mod trained {
         let elsewhere = train(dataset(), &run, "--epochs 3 --estimate --cache-size 1GiB");
         elsewhere.arg("--cache", &cache).ok();
         assert!(!cache.exists());
-        let checkpoints: Vec<_> = std::fs::read_dir(run.join("checkpoints")).expect("a folder").collect();
+        let checkpoints = entries(&run.join("checkpoints"));
         let count = checkpoints.len();
         for checkpoint in checkpoints {
-            std::fs::remove_file(checkpoint.expect("a folder").path().join("model.safetensors"))
-                .expect("gone");
+            std::fs::remove_file(checkpoint.join("model.safetensors")).expect("gone");
         }
         let call = |more: &str| train(dataset(), &run, &format!("--epochs 3 {more}")).fails(65);
         assert!(call("--estimate").contains(&format!("{count} of {count} checkpoints cannot be used")));
@@ -459,8 +348,7 @@ mod trained {
     #[test]
     fn a_run_that_has_begun_is_estimated_and_exported_in_lines_for_people() {
         let dir = scratch();
-        let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let run = trained(&dir, "--epochs 1 --no-monitor");
         let lines = train(dataset(), &run, "--epochs 3 --estimate --print lines").ok();
         assert!(lines.contains("3 epochs of together 24 steps: 8 are done, 16 are left\n"), "{lines}");
         assert!(lines.contains(" for the 16 steps that are left: resumed now, the run ends "), "{lines}");
@@ -486,32 +374,25 @@ mod trained {
     #[test]
     fn a_run_is_inspected_and_stands_for_its_newest_checkpoint() {
         let dir = scratch();
-        let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 2 --no-monitor --seed 7").ok();
+        let run = trained(&dir, "--epochs 2 --no-monitor --seed 7");
         let summary = instdisc("inspect --verify").arg("", &run).json();
         assert_eq!((&summary["kind"], &summary["finished"]), (&"run".into(), &true.into()));
         let names = serde_json::json!(["step-00000000", "step-00000008", "step-00000016"]);
         assert_eq!((&summary["step"], &summary["checkpoints"]), (&16.into(), &names));
-        let newest = run.join("checkpoints/step-00000016");
+        let newest = checkpoint(&run, 16);
         assert_eq!(summary["newest"].as_str().map(Path::new), Some(newest.as_path()));
-        let table = |flag: &str, checkpoint: &Path, name: &str| {
-            let call = instdisc("embed --split val --device cpu").arg(flag, checkpoint);
-            call.arg("--dataset", dataset()).arg("--output", dir.path().join(name)).ok();
-            std::fs::read(dir.path().join(name)).expect("a table")
-        };
-        assert_eq!(table("--run", &run, "a.arrow"), table("--checkpoint", &newest, "b.arrow"));
-        let knn = |bank: &Path| {
-            let call = instdisc("knn --k 5").arg("--bank", bank);
-            call.arg("--queries", dir.path().join("a.arrow")).json()["grid"].clone()
-        };
-        assert_eq!(knn(&run), knn(&newest));
+        let [of_run, of_checkpoint] = ["a.arrow", "b.arrow"].map(|name| dir.path().join(name));
+        instdisc("embed --split val --device cpu").of_run(&run).arg("--output", &of_run).ok();
+        embed("val", &newest, &of_checkpoint).ok();
+        assert_eq!(std::fs::read(&of_run).ok(), std::fs::read(&of_checkpoint).ok());
+        let grid = |bank: &Path| knn("--k 5", bank, &of_run).json()["grid"].clone();
+        assert_eq!(grid(&run), grid(&newest));
     }
 
     #[test]
     fn a_image_is_drawn_as_the_run_saw_it() {
         let dir = scratch();
-        let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 2 --no-monitor --seed 7 --recipe cifar").ok();
+        let run = trained(&dir, "--epochs 2 --no-monitor --seed 7 --recipe cifar");
         let drawn = |of_run: bool, words: &str| {
             let output = dir.path().join("x.png");
             let call = instdisc(&format!("render --instance 5 --epoch 1 {words}")).arg("--output", &output);
@@ -527,7 +408,7 @@ mod trained {
         let call = instdisc("render --instance 120 --output x.png").arg("--dataset", dataset());
         assert!(call.fails(2).contains("split train has 120 instances"));
         let data = dir.path().join("data");
-        instdisc("ingest --split train").arg("--source", images().join("val")).arg("--dest", &data).ok();
+        ingest("--split train", images().join("val"), &data).ok();
         let other = instdisc("render --instance 5 --output x.png").arg("--run", &run).arg("--dataset", &data);
         assert!(other.fails(65).contains("was trained on another train split"));
     }
@@ -541,11 +422,9 @@ mod trained {
         let dir = scratch();
         let [images, data, run] = ["images", "data", "run"].map(|name| dir.path().join(name));
         instdisc("synth --train-per-class 4 --val-per-class 40").arg("--dest", &images).ok();
-        instdisc("ingest").arg("--source", &images).arg("--dest", &data).ok();
+        ingest("", &images, &data).ok();
         instdisc("train --device cpu").arg("--dataset", &data).arg("--run", &run).ok();
-        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-        let lines: Vec<Value> =
-            metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let lines = metrics(&run);
         let scores: Vec<f64> = lines.iter().filter_map(|line| line["knn_sample_top1"].as_f64()).collect();
         let losses: Vec<f64> = lines
             .iter()
@@ -562,18 +441,9 @@ mod trained {
     #[test]
     fn the_exact_softmax_trains_too() {
         let dir = scratch();
-        let run = dir.path().join("run");
-        train(
-            dataset(),
-            &run,
-            "--epochs 6 --objective softmax --temperature 0.2 --bank-init uniform --no-monitor",
-        )
-        .ok();
-        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-        let losses: Vec<f64> = metrics
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["loss"].as_f64().expect("loss"))
-            .collect();
+        let options = "--epochs 6 --objective softmax --temperature 0.2 --bank-init uniform --no-monitor";
+        let lines = metrics(&trained(&dir, options));
+        let losses: Vec<f64> = lines.iter().map(|line| line["loss"].as_f64().expect("loss")).collect();
         assert!(losses[5] < losses[0] && losses[5] < 120_f64.ln() + 0.1, "{losses:?}");
     }
 }

@@ -55,16 +55,10 @@ fn write_input(golden: &Value, negatives: &str, file: &Path) {
 
 fn numbers(view: &TensorView<'_>) -> Vec<f64> {
     match view.dtype() {
-        Dtype::F32 => view
-            .data()
-            .chunks_exact(4)
-            .map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().expect("four"))))
-            .collect(),
-        Dtype::F64 => view
-            .data()
-            .chunks_exact(8)
-            .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("eight")))
-            .collect(),
+        Dtype::F32 => {
+            view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes).into()).collect()
+        }
+        Dtype::F64 => view.data().as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect(),
         other => panic!("a tensor of type {other:?}"),
     }
 }

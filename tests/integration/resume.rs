@@ -1,10 +1,14 @@
 //! A run that is interrupted ends as one that is not.
 
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::slice::from_mut;
+use std::time::Duration;
 
-use super::support::{Call, contents, damage, dataset, instdisc, scratch, send, signal_at, train};
+use super::support::{
+    Call, checkpoint, checkpoint_steps, contents, damage, dataset, images, ingest, instdisc, newest_step,
+    read_json, scratch, send, signal_at, train, wait_until,
+};
 
 /// Enough steps that a signal comes in between.
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
@@ -20,12 +24,7 @@ const VARIANTS: [&str; 6] = [
 ];
 
 fn call(run: &Path, more: &str) -> Call {
-    let options = if more.contains("--epochs") { OPTIONS.replace("--epochs 12", "") } else { OPTIONS.into() };
-    train(dataset(), run, &format!("{options} {more}"))
-}
-
-fn start(run: &Path, more: &str) -> Child {
-    call(run, more).command().stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts")
+    train(dataset(), run, &format!("{OPTIONS} {more}"))
 }
 
 fn signal_after(run: &Path, more: &str, step: u32, signal: &str) -> Option<i32> {
@@ -34,7 +33,7 @@ fn signal_after(run: &Path, more: &str, step: u32, signal: &str) -> Option<i32> 
 
 /// The files of the last checkpoint that training determines.
 fn last(run: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
-    contents(&run.join("checkpoints/step-00000096"))
+    contents(&checkpoint(run, 96))
 }
 
 fn assert_same_end(whole: &Path, broken: &Path, more: &str) {
@@ -61,14 +60,14 @@ fn a_resume_without_options_has_those_of_the_run_and_ends_nothing_early() {
 
     let four = train(dataset(), &run, "--epochs 4 --no-monitor").json();
     assert_eq!((&four["finished"], &four["step"]), (&true.into(), &32.into()));
-    let checkpoints = || std::fs::read_dir(run.join("checkpoints")).expect("checkpoints").count();
-    let kept = checkpoints();
-    assert_eq!(kept, 3, "the first and --keep 2, which was given only at the start");
+    let kept = checkpoint_steps(&run);
+    assert_eq!(kept.0.len(), 3, "the first and --keep 2, which was given only at the start");
     for more in ["", "--epochs 2"] {
-        let (_, output) = train(dataset(), &run, &format!("{more} --no-monitor")).output();
-        let text = String::from_utf8(output.stdout).expect("UTF-8");
-        assert!(output.status.success() && text.contains("\"step\": 32"), "{more}: {text}");
-        assert!(config().contains("epochs = 4") && checkpoints() == kept, "{more}: nothing was changed");
+        assert_eq!(train(dataset(), &run, &format!("{more} --no-monitor")).json()["step"], 32);
+        assert!(
+            config().contains("epochs = 4") && checkpoint_steps(&run) == kept,
+            "{more}: nothing was changed"
+        );
     }
 }
 
@@ -77,31 +76,15 @@ fn resumed_run_equals_uninterrupted_run() {
     for more in VARIANTS {
         let dir = scratch();
         let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
-        train(dataset(), &whole, &format!("{OPTIONS} {more}")).ok();
+        call(&whole, more).ok();
 
         // A signal saves where it comes; a kill loses the steps since the checkpoint before.
         assert_eq!(signal_after(&broken, more, 10, "-TERM"), Some(75));
         assert_eq!(signal_after(&broken, more, 25, "-USR1"), Some(75));
         assert_eq!(signal_after(&broken, more, 45, "-KILL"), None);
-        train(dataset(), &broken, &format!("{OPTIONS} {more}")).ok();
+        call(&broken, more).ok();
         assert_same_end(&whole, &broken, more);
     }
-}
-
-/// The steps of the published checkpoints, and whether one is being written.
-fn checkpoints(run: &Path) -> (Vec<u32>, bool) {
-    let (mut published, mut unpublished) = (Vec::new(), false);
-    for entry in std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten() {
-        let name = entry.file_name().into_string().expect("text");
-        let step: u32 = name.strip_prefix("step-").and_then(|step| step.parse().ok()).expect("a step");
-        if entry.path().join("checkpoint.json").exists() {
-            published.push(step);
-        } else {
-            unpublished = true;
-        }
-    }
-    published.sort_unstable();
-    (published, unpublished)
 }
 
 /// Set INSTDISC_KILLS for more than a dozen.
@@ -116,17 +99,11 @@ fn a_run_killed_while_it_writes_checkpoints_always_goes_on() {
     for kill in 0..kills {
         let call = train(dataset(), &broken, &format!("{options} --epochs 10000"));
         let mut child = call.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
-        let deadline = Instant::now() + Duration::from_secs(300);
         // A newer checkpoint than before, and then one that is under way.
-        loop {
-            let (published, unpublished) = checkpoints(&broken);
-            if unpublished && published.last().is_some_and(|&last| last > newest) {
-                break;
-            }
-            assert!(Instant::now() < deadline, "kill {kill}: the run does not go on");
-            assert!(child.try_wait().expect("a look").is_none(), "kill {kill}: the run ended by itself");
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        wait_until(&format!("kill {kill}"), from_mut(&mut child), || {
+            let (published, is_writing) = checkpoint_steps(&broken);
+            is_writing && published.last().is_some_and(|&last| last > newest)
+        });
         // Spread over the time that writing takes.
         std::thread::sleep(Duration::from_micros(u64::from(kill * 977 % 4000)));
         child.kill().expect("killed");
@@ -134,38 +111,31 @@ fn a_run_killed_while_it_writes_checkpoints_always_goes_on() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let is_whole = !stderr.contains("damaged") && !stderr.contains(": missing, and the checkpoint");
         assert!(is_whole, "kill {kill}: what was published was not whole\n{stderr}");
-        let (published, unpublished) = checkpoints(&broken);
+        let (published, was_writing) = checkpoint_steps(&broken);
         newest = *published.last().expect("a checkpoint");
-        caught_writing += u32::from(unpublished);
+        caught_writing += u32::from(was_writing);
     }
     assert!(caught_writing > 0, "no kill came while a checkpoint was written");
     let epochs = newest / 8 + 2;
     for run in [&broken, &whole] {
         train(dataset(), run, &format!("{options} --epochs {epochs}")).ok();
     }
-    let end = format!("checkpoints/step-{:08}", epochs * 8);
-    assert!(contents(&whole.join(&end)) == contents(&broken.join(&end)));
-    assert!(!checkpoints(&broken).1, "what killed writers left is gone");
+    let end = |run| contents(&checkpoint(run, epochs * 8));
+    assert!(end(&whole) == end(&broken));
+    assert!(!checkpoint_steps(&broken).1, "what killed writers left is gone");
 }
 
 #[test]
 fn a_second_job_on_the_same_run_is_refused_while_the_first_is_alive() {
     let dir = scratch();
-    let mut first = start(dir.path(), "--epochs 10000");
-    let marker = dir.path().join("checkpoints/step-00000005/checkpoint.json");
-    let deadline = Instant::now() + Duration::from_secs(300);
-    while !marker.exists() {
-        assert!(Instant::now() < deadline, "no checkpoint");
-        assert!(first.try_wait().expect("a look").is_none(), "the first ended by itself");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let mut second = start(dir.path(), "--epochs 10000");
-    let code = second.wait().expect("ends").code();
-    assert_eq!(code, Some(69));
+    let long = || train(dataset(), dir.path(), &OPTIONS.replace("--epochs 12", "--epochs 10000"));
+    let mut first = long().start();
+    wait_until("a checkpoint", from_mut(&mut first), || newest_step(dir.path()) >= Some(5));
+    long().fails(69);
     assert!(first.try_wait().expect("a look").is_none(), "the first goes on");
     first.kill().expect("killed");
     first.wait().expect("ended");
-    train(dataset(), dir.path(), OPTIONS).ok();
+    call(dir.path(), "").ok();
 }
 
 #[test]
@@ -173,7 +143,7 @@ fn checkpoints_are_kept_by_number_and_every_so_many_epochs_for_ever() {
     let dir = scratch();
     let options = "--epochs 5 --keep 1 --keep-every-epochs 2 --no-monitor --checkpoint-every-steps 3";
     train(dataset(), dir.path(), options).ok();
-    assert_eq!(checkpoints(dir.path()).0, [0, 16, 32, 40]);
+    assert_eq!(checkpoint_steps(dir.path()).0, [0, 16, 32, 40]);
 }
 
 #[test]
@@ -182,15 +152,13 @@ fn another_configuration_is_refused_key_by_key_and_a_harmless_one_goes_on() {
     train(dataset(), dir.path(), "--epochs 1 --no-monitor").ok();
     let error = train(dataset(), dir.path(), "--epochs 2 --temperature 0.5 --lr 0.2").fails(78);
     assert!(error.contains("temperature = 0.1 (now 0.5), lr = 0.03 (now 0.2)"), "{error}");
+    assert!(error.ends_with("or another --run"), "{error}");
     let error = train(dataset(), dir.path(), "--epochs 2 --split val").fails(78);
     assert!(error.contains("split = \"train\" (now \"val\")"), "{error}");
     let later = train(dataset(), dir.path(), "--epochs 2 --keep 1 --no-monitor --init other.safetensors");
-    let (_, output) = later.output();
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && log.contains("has begun, and keeps its weights"), "{log}");
-    let state = std::fs::read(dir.path().join("checkpoints/step-00000016/state.json")).expect("the state");
-    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
-    assert_eq!(state["config"]["init"], "");
+    let said = later.said();
+    assert!(said.contains("has begun, and keeps its weights"), "{said}");
+    assert_eq!(read_json(&checkpoint(dir.path(), 16).join("state.json"))["config"]["init"], "");
 }
 
 #[test]
@@ -200,17 +168,11 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
     let options = OPTIONS.replace("--keep 0", "--keep 1");
     train(dataset(), &whole, &options).ok();
     assert_eq!(signal_after(&damaged, "", 20, "-KILL"), None);
-    let newest = std::fs::read_dir(damaged.join("checkpoints"))
-        .expect("checkpoints")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|folder| folder.join("checkpoint.json").exists())
-        .max()
-        .expect("one");
-    let model = newest.join("model.safetensors");
-    damage(&model);
+    let newest = newest_step(&damaged).expect("a checkpoint");
+    damage(&checkpoint(&damaged, newest).join("model.safetensors"));
     train(dataset(), &damaged, &options).ok();
     assert_eq!(last(&whole), last(&damaged));
-    assert_eq!(checkpoints(&damaged).0, [0, 96], "the damaged one does not count as newer");
+    assert_eq!(checkpoint_steps(&damaged).0, [0, 96], "the damaged one does not count as newer");
 }
 
 #[test]
@@ -219,10 +181,10 @@ fn a_newest_checkpoint_that_lacks_a_file_is_passed_over() {
     for file in ["optimizer.safetensors", "probe.safetensors"] {
         let run = dir.path().join(file);
         train(dataset(), &run, "--epochs 1 --probe --no-monitor").ok();
-        assert_eq!(checkpoints(&run).0, [0, 8]);
-        std::fs::remove_file(run.join("checkpoints/step-00000008").join(file)).expect("removed");
+        assert_eq!(checkpoint_steps(&run).0, [0, 8]);
+        std::fs::remove_file(checkpoint(&run, 8).join(file)).expect("removed");
         train(dataset(), &run, "--epochs 2 --no-monitor").ok();
-        assert_eq!(checkpoints(&run).0.last(), Some(&16));
+        assert_eq!(newest_step(&run), Some(16));
     }
 }
 
@@ -231,28 +193,23 @@ fn a_run_with_no_whole_checkpoint_is_not_begun_anew() {
     let dir = scratch();
     train(dataset(), dir.path(), "--epochs 1 --no-monitor").ok();
     for step in [0, 8] {
-        let model = dir.path().join(format!("checkpoints/step-{step:08}/model.safetensors"));
+        let model = checkpoint(dir.path(), step).join("model.safetensors");
         std::fs::write(model, b"damaged").expect("written");
     }
     let error = train(dataset(), dir.path(), "--epochs 2 --no-monitor").fails(65);
     assert!(error.contains("step-00000008"), "{error}");
-    assert!(dir.path().join("checkpoints/step-00000000/checkpoint.json").exists(), "nothing is lost");
+    assert_eq!(checkpoint_steps(dir.path()).0, [0, 8], "nothing is lost");
 }
 
 #[test]
 fn a_split_added_later_does_not_keep_a_run_from_going_on() {
     let dir = scratch();
     let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-    let ingest = |split: &str| {
-        let source = super::support::images().join(split);
-        let call = super::support::instdisc(&format!("ingest --split {split}"));
-        call.arg("--source", source).arg("--dest", &data).ok();
-    };
-    ingest("train");
+    let add = |split: &str| ingest(&format!("--split {split}"), images().join(split), &data).ok();
+    add("train");
     train(&data, &run, "--epochs 1").ok();
-    ingest("val");
-    let report = train(&data, &run, "--epochs 2").json();
-    assert_eq!(report["step"], 16);
+    add("val");
+    assert_eq!(train(&data, &run, "--epochs 2").json()["step"], 16);
 }
 
 /// The pass that makes the bank's first rows is not saved: the same command begins it anew.
@@ -262,13 +219,8 @@ fn a_signal_while_the_bank_is_encoded_ends_the_run_before_its_first_checkpoint()
     let run = dir.path().join("run");
     let large =
         "train --arch resnet20-cifar --image-size 224 --batch-size 16 --epochs 1 --device cpu --no-monitor";
-    let mut command = instdisc(large).arg("--dataset", dataset()).arg("--run", &run).command();
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !run.join("config.toml").exists() {
-        assert!(child.try_wait().expect("a look").is_none() && Instant::now() < deadline, "it begins");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut child = instdisc(large).of_run(&run).start();
+    wait_until("it begins", from_mut(&mut child), || run.join("config.toml").exists());
     send("-TERM", &child);
     assert_eq!(child.wait().expect("ends").code(), Some(75));
     assert!(!run.join("checkpoints").exists(), "nothing was saved");
@@ -283,8 +235,7 @@ fn a_run_keeps_the_defaults_with_which_it_was_begun() {
     let call = |more: &str| train(dataset(), &run, &format!("--objective nce --no-monitor {more}"));
     call("--epochs 1 --partition fixed --bank-init uniform --temperature 0.07").ok();
     call("--epochs 2").ok();
-    let state = std::fs::read(run.join("checkpoints/step-00000016/state.json")).expect("the state");
-    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    let state = read_json(&checkpoint(&run, 16).join("state.json"));
     let kept = ["partition", "bank_init", "temperature"].map(|key| state["config"][key].to_string());
     assert_eq!(kept, ["\"fixed\"", "\"uniform\"", "0.07"]);
     let error = call("--epochs 3 --partition ema").fails(78);

@@ -4,10 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch};
-use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 
-use super::support::{contents, images, instdisc, root, scratch};
+use super::support::{self, instdisc, root, scratch, write_parquet};
 
 /// A line of the table.
 struct Line {
@@ -37,40 +36,32 @@ fn table() -> Vec<Line> {
         .collect()
 }
 
+/// Members of a tar: paths of images, or texts after `=`.
 fn tar(members: &str, jpeg: &[u8]) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for member in members.split(", ") {
-        let (path, text) = member.split_once('=').unwrap_or((member, ""));
-        let bytes = if text.is_empty() { jpeg } else { text.as_bytes() };
-        let mut header = tar::Header::new_ustar();
-        header.set_size(bytes.len() as u64);
-        builder.append_data(&mut header, path, bytes).expect("packed");
-    }
-    builder.into_inner().expect("finished")
+    support::tar(members.split(", ").map(|member| match member.split_once('=') {
+        Some((path, text)) => (path.to_owned(), text.as_bytes()),
+        None => (member.to_owned(), jpeg),
+    }))
 }
 
-fn parquet(labels: &str, jpeg: &[u8]) -> Vec<u8> {
+fn write_table(labels: &str, jpeg: &[u8], file: &Path) {
     let labels: Vec<Option<i64>> = labels.split(", ").map(|label| label.parse().ok()).collect();
     let images: ArrayRef = Arc::new(BinaryArray::from_iter_values(labels.iter().map(|_| jpeg)));
     let labels: ArrayRef = Arc::new(Int64Array::from(labels));
     let batch = RecordBatch::try_from_iter([("image", images), ("label", labels)]).expect("a batch");
-    let mut file = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), None).expect("a writer");
-    writer.write(&batch).expect("written");
-    writer.close().expect("written");
-    file
+    write_parquet(&batch, file);
 }
 
 fn make(at: &Path, file: &str, jpeg: &[u8]) {
     let (name, contents) = file.split_once(": ").unwrap_or((file, ""));
+    let path = at.join(name);
+    std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
     let bytes = match name.rsplit('.').next() {
+        Some("parquet") => return write_table(contents, jpeg, &path),
         Some("tar") => tar(contents, jpeg),
-        Some("parquet") => parquet(contents, jpeg),
         Some("csv" | "txt" | "jsonl") => contents.replace(" / ", "\n").into_bytes(),
         _ => jpeg.to_vec(),
     };
-    let path = at.join(name);
-    std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
     std::fs::write(path, bytes).expect("a file");
 }
 
@@ -115,11 +106,7 @@ fn compare(span: &str, plan: &Value) -> (String, String) {
 
 #[test]
 fn every_line_of_the_table_becomes_what_it_says() {
-    let jpeg = contents(images())
-        .into_iter()
-        .find(|(path, _)| path.extension().is_some_and(|ending| ending == "jpg"))
-        .expect("an image")
-        .1;
+    let jpeg = support::jpeg();
     let lines = table();
     assert!(lines.len() > 40, "the table is found");
     let mut wrong = Vec::new();

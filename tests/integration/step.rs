@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::support::{dataset, instdisc, scratch, train};
+use super::support::instdisc;
 
 fn operators(options: &str) -> Value {
     let step = "bench step --device cpu --batch-size 4 --steps 1 --warmup-steps 1 --dim 128";
@@ -59,13 +59,4 @@ fn an_exact_softmax_passes_over_its_logits_five_times() {
     // Both sums over the tiles, of [batch] and of [batch, dim], grow by one addition.
     let expected = [("aten::add_", 2.0), ("aten::exp_", 1.0), ("aten::mm", 2.0), ("aten::sum", 1.0)];
     assert_eq!(of_a_tile, BTreeMap::from(expected));
-}
-
-#[test]
-fn graphs_without_a_gpu_are_refused_before_a_step() {
-    let folder = scratch();
-    let run = folder.path().join("run");
-    let error = train(dataset(), &run, "--cuda-graphs").fails(78);
-    assert!(error.starts_with("error: --cuda-graphs needs a CUDA device"), "{error}");
-    assert!(!run.join("checkpoints").exists());
 }

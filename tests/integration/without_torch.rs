@@ -8,13 +8,12 @@ use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array};
 use arrow::datatypes::{DataType, Field};
 use instdisc::feature_table::{FeatureTable, Kind};
 use instdisc::ids::{ClassId, InstanceId};
-use instdisc::storage::Location;
 use serde_json::{Value, json};
 
 use super::support::bucket::{Bucket, Faults};
 use super::support::{
-    INSTDISC, contents, copy, damage, dataset, feature_table, images, instdisc, root, scratch, skip,
-    write_table,
+    INSTDISC, contents, copy, damage, dataset, entries, feature_table, images, ingest, instdisc, knn,
+    location, read_json, root, scratch, skip, write_parquet, write_table,
 };
 
 /// A table of unit vectors on a circle, two classes on opposite sides.
@@ -88,27 +87,15 @@ fn a_vote_over_two_tables_needs_no_dataset() {
     write_table(&table(Kind::Bank, 40, "d"), &bank);
     write_table(&table(Kind::Embedding, 3, "d"), &queries);
     let report = dir.path().join("knn.json");
-    let said =
-        instdisc("knn --k 5,1").arg("--bank", &bank).arg("--queries", &queries).arg("--output", &report).ok();
+    let said = knn("--k 5,1", &bank, &queries).arg("--output", &report).ok();
     assert_eq!(
         said,
         "step 1: top-1 100.00 % of 3 queries (k = 5, τ = 0.07, bank as stored, projection, 2-d; always \
          naming the most frequent class: 66.67 %); recall@1 100.00 %, recall@5 100.00 %, mAP@5 100.00 %\n"
     );
-    let scores = std::fs::read(&report).expect("the report");
-    let scores: serde_json::Value = serde_json::from_slice(&scores).expect("JSON");
+    let scores = read_json(&report);
     assert_eq!((&scores["top1"], &scores["k"], &scores["queries"]), (&1.0.into(), &5.into(), &3.into()));
-    assert!(dir.path().join("knn.html").exists() && report.exists());
-}
-
-#[test]
-fn tables_of_different_datasets_do_not_vote() {
-    let dir = scratch();
-    let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
-    write_table(&table(Kind::Bank, 40, "one"), &bank);
-    write_table(&table(Kind::Embedding, 4, "another"), &queries);
-    let error = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries).fails(65);
-    assert!(error.contains("one") && error.contains("another"), "{error}");
+    assert!(dir.path().join("knn.html").exists());
 }
 
 /// Ids and vectors alone, as pyarrow writes them from two columns.
@@ -129,10 +116,8 @@ fn an_arrow_file_with_ids_and_vectors_is_a_feature_table() {
     assert!(error.contains("foreign.arrow: column `instance_id` is missing, the table has `key`"), "{error}");
     let queries = dir.path().join("queries.arrow");
     write_table(&table(Kind::Embedding, 3, "d"), &queries);
-    let call = instdisc("knn --k 1 --id-column key").arg("--bank", &path).arg("--queries", &queries);
-    let (_, output) = call.output();
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert!(output.status.success() && report["top1"].is_null() && report["queries"] == 0, "{report}");
+    let report = knn("--k 1 --id-column key", &path, &queries).json();
+    assert!(report["top1"].is_null() && report["queries"] == 0, "{report}");
     let note = report["notes"][0].as_str().expect("a note");
     assert!(note.contains("the bank has no labels, so there are neighbours and no scores"), "{note}");
 }
@@ -142,23 +127,22 @@ fn a_split_that_is_ingested_later_leaves_a_bank_as_useful_as_before() {
     let dir = scratch();
     let (data, bank, queries) =
         (dir.path().join("data"), dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
-    let ingest = |split: &str| {
-        let source = images().join(split);
-        instdisc(&format!("ingest --split {split}")).arg("--source", source).arg("--dest", &data).ok();
-        instdisc("inspect").arg("", &data).json()
+    let add = |split: &str| {
+        ingest(&format!("--split {split}"), images().join(split), &data).ok();
+        inspected("", &data)
     };
-    let table_of = |summary: &serde_json::Value, kind, split: &str| {
-        let text = |value: &serde_json::Value| value.as_str().expect("a digest").to_owned();
+    let table_of = |summary: &Value, kind, split: &str| {
+        let text = |value: &Value| value.as_str().expect("a digest").to_owned();
         let mut table = table(kind, 16, &text(&summary["dataset_digest"]));
         table.meta.split = split.into();
         table.meta.split_digest = Some(text(&summary["splits"][split]["digest"]));
         table
     };
-    write_table(&table_of(&ingest("train"), Kind::Bank, "train"), &bank);
-    let now = ingest("val");
+    write_table(&table_of(&add("train"), Kind::Bank, "train"), &bank);
+    let now = add("val");
     write_table(&table_of(&now, Kind::Embedding, "val"), &queries);
     let output = dir.path().join("knn.json");
-    let call = || instdisc("knn --k 3").arg("--bank", &bank).arg("--queries", &queries);
+    let call = || knn("--k 3", &bank, &queries);
     call().arg("--dataset", &data).arg("--output", &output).ok();
     assert!(dir.path().join("knn.html").exists());
     // Another training split is another dataset.
@@ -181,8 +165,7 @@ fn rendering_from_a_damaged_shard_is_wrong_data() {
     let dir = scratch();
     let data = dir.path().join("data");
     copy(dataset(), &data);
-    for entry in std::fs::read_dir(data.join("val")).expect("a folder") {
-        let path = entry.expect("an entry").path();
+    for path in entries(&data.join("val")) {
         let mut bytes = std::fs::read(&path).expect("a shard");
         let end = bytes.len() - 8000.min(bytes.len() / 2);
         bytes[8..end].iter_mut().for_each(|byte| *byte ^= 0x55);
@@ -192,12 +175,6 @@ fn rendering_from_a_damaged_shard_is_wrong_data() {
     let error = call.arg("--output", dir.path().join("x.png")).fails(65);
     assert!(error.contains("shard"), "{error}");
     assert!(!dir.path().join("x.png").exists());
-}
-
-#[test]
-fn inspect_verifies_a_dataset() {
-    let summary = instdisc("inspect --verify").arg("", dataset()).json();
-    assert_eq!(summary["verified"], true);
 }
 
 fn inspected(words: &str, place: impl AsRef<Path>) -> Value {
@@ -291,12 +268,8 @@ fn what_knn_and_export_write_is_known_by_its_contents() {
     let at = |name: &str| dir.path().join(name);
     write_table(&table(Kind::Bank, 40, "d"), &at("bank.arrow"));
     write_table(&table(Kind::Embedding, 3, "d"), &at("queries.arrow"));
-    instdisc("knn --k 5")
-        .arg("--bank", at("bank.arrow"))
-        .arg("--queries", at("queries.arrow"))
-        .arg("--neighbours", at("neighbours.parquet"))
-        .arg("--output", at("knn.json"))
-        .ok();
+    let call = knn("--k 5", &at("bank.arrow"), &at("queries.arrow"));
+    call.arg("--neighbours", at("neighbours.parquet")).arg("--output", at("knn.json")).ok();
     let report = inspected("", at("knn.json"));
     let found = values(&report, &["kind", "k", "top1", "queries", "step", "dataset_digest", "split"]);
     assert_eq!(found, json!(["knn_report", 5, 1.0, 3, 1, "d", "train"]));
@@ -311,8 +284,8 @@ fn what_knn_and_export_write_is_known_by_its_contents() {
     let columns = ["instance_id", "feature", "label", "class", "updated_step"];
     assert_eq!(values(&exported, &["kind", "rows", "columns"]), json!(["feature_table", 3, columns]));
 
-    let folder = Location::from_path(dir.path()).expect("a location");
     let (ids, labels) = ([7, 2, 9].map(InstanceId), [Some(ClassId(1)), None, Some(ClassId(0))]);
+    let folder = location(dir.path());
     instdisc::dataset::write_label_subset(&folder, "labels.parquet", &ids, &labels).expect("written");
     let subset = inspected("--verify", at("labels.parquet"));
     assert_eq!(values(&subset, &["kind", "rows", "labelled"]), json!(["label_subset", 3, 2]));
@@ -398,11 +371,8 @@ fn a_file_of_another_program_is_refused_with_what_it_begins_with() {
     }
     let column: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
     let batch = arrow::array::RecordBatch::try_from_iter([("price", column)]).expect("a batch");
-    let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), None);
-    let mut writer = writer.expect("a writer");
-    writer.write(&batch).expect("written");
     let path = dir.path().join("prices.parquet");
-    std::fs::write(&path, writer.into_inner().expect("bytes")).expect("written");
+    write_parquet(&batch, &path);
     let found = inspected("--verify", &path);
     assert_eq!(
         values(&found, &["kind", "rows", "columns", "types"]),

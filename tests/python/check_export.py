@@ -1,6 +1,6 @@
 """Opens exported files with the programs they are for. Usage: check_export.py FOLDER ARCH DIM DATASET
 
-FOLDER has whole.safetensors, backbone.safetensors, timm/, huggingface/, table.parquet, projector/, and another run,
+FOLDER has run/, whole.safetensors, backbone.safetensors, timm/, huggingface/, table.parquet, projector/, and another run,
 cifar/, with val.arrow, its embedding of the dataset's `val`. The images have that network's size.
 """
 
@@ -34,7 +34,8 @@ def tool(name, *arguments):
 
 
 model = getattr(torchvision.models, arch)(num_classes=dim)
-model.load_state_dict(load_file(folder / "whole.safetensors"))
+for file in ("run/checkpoints/step-00000002/model.safetensors", "whole.safetensors"):
+    model.load_state_dict(load_file(folder / file))
 backbone = getattr(torchvision.models, arch)()
 backbone.fc = torch.nn.Identity()
 backbone.load_state_dict(load_file(folder / "backbone.safetensors"))

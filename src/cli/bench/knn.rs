@@ -3,12 +3,15 @@
 use std::time::Instant;
 
 use clap::Args;
+use rustix::time::ClockId;
 use serde::Serialize;
 
+use super::time_of;
 use crate::cli::progress::say;
 use crate::cli::{GlobalArgs, write_json};
 use crate::eval::write_neighbours;
 use crate::feature_table::{FeatureTable, StoredTable, Table};
+use crate::ingest::peak_memory;
 use crate::search::{Shape, draw_tables, search};
 
 /// Time the exact search of the kNN vote.
@@ -69,8 +72,8 @@ struct Report {
     bank: &'static str,
     /// Wall time of each search.
     search_seconds: Vec<f64>,
-    /// Processor time of each search over all threads; none on systems without such accounts.
-    cpu_seconds: Vec<Option<f64>>,
+    /// Processor time of each search over all threads.
+    cpu_seconds: Vec<f64>,
     /// Queries per second of the quickest search.
     queries_per_second: f64,
     /// The most memory that the process had; none on systems without such accounts.
@@ -107,10 +110,10 @@ fn time(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     let (mut search_seconds, mut cpu_seconds) = (Vec::new(), Vec::new());
     for round in 0..args.repeat {
-        let (started, cpu) = (Instant::now(), process_seconds());
+        let (started, cpu) = (Instant::now(), time_of(ClockId::ProcessCPUTime));
         let found = pool.install(|| search(bank, queries, args.k as usize, false))?;
         search_seconds.push(started.elapsed().as_secs_f64());
-        cpu_seconds.push(process_seconds().zip(cpu).map(|(after, before)| after - before));
+        cpu_seconds.push((time_of(ClockId::ProcessCPUTime) - cpu).as_secs_f64());
         if let (0, Some(location)) = (round, &args.neighbours) {
             write_neighbours(&global.location(location)?, bank, queries, &found, &Default::default())?;
         }
@@ -124,25 +127,8 @@ fn time(
         threads: pool.current_num_threads(),
         bank: place,
         queries_per_second: queries.len() as f64 / quickest,
-        peak_bytes: peak_bytes(),
+        peak_bytes: peak_memory(),
         search_seconds,
         cpu_seconds,
     })
-}
-
-/// Processor time of this process so far, from Linux's accounts of its threads.
-fn process_seconds() -> Option<f64> {
-    let mut nanoseconds = 0.0;
-    for task in std::fs::read_dir("/proc/self/task").ok()? {
-        let account = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        nanoseconds += account.split(' ').next()?.parse::<f64>().ok()?;
-    }
-    Some(nanoseconds / 1e9)
-}
-
-/// The largest resident set of this process, from Linux's account.
-fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    peak.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }

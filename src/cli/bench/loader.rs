@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 use serde_json::{Value, json};
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
-use crate::augment::{JitterStrength, Recipe, Renderer, Stage};
+use super::time_of;
+use crate::augment::{JitterStrength, Recipe, Renderer};
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
 use crate::ids::{BankRow, InstanceId};
 use crate::image::{Channels, Encoded, Limits, Region, RegionDecoder};
+use crate::ingest::peak_memory;
 use crate::loader::open_split;
 
 /// Measure how fast images become pixels, beside plainly decoding the same images.
@@ -85,7 +87,7 @@ struct Watch {
 
 impl Watch {
     fn start() -> Self {
-        Self { cpu: thread_time(), wall: Instant::now() }
+        Self { cpu: time_of(ClockId::ThreadCPUTime), wall: Instant::now() }
     }
 
     fn add_to(&mut self, spent: &mut Spent) {
@@ -96,11 +98,6 @@ impl Watch {
     }
 }
 
-fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
 /// What one thread measured: plain decoding, and the stages in their order.
 #[derive(Clone, Copy, Debug, Default)]
 struct Times {
@@ -108,6 +105,7 @@ struct Times {
     stages: [Spent; 4],
 }
 
+/// In the order of [`Stage`](crate::augment::Stage).
 const STAGES: [&str; 4] = ["open", "decode", "resize", "colour"];
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result<()> {
@@ -170,15 +168,8 @@ fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Res
                 continue;
             }
             let draw = |width, height| recipe.draw_for(0, round, InstanceId(index as u32), width, height);
-            renderer.augment(encoded, draw, args.image_size, &mut out, |stage| {
-                let at = match stage {
-                    Stage::Open => 0,
-                    Stage::Decode => 1,
-                    Stage::Resize => 2,
-                    Stage::Colour => 3,
-                };
-                watch.add_to(&mut times.stages[at]);
-            })?;
+            let done = |stage| watch.add_to(&mut times.stages[stage as usize]);
+            renderer.augment(encoded, draw, args.image_size, &mut out, done)?;
             std::hint::black_box(&mut out);
         }
     }
@@ -240,16 +231,9 @@ fn report(args: &BenchLoaderArgs, files: &[File], times: &[Times], elapsed: Dura
         "megabytes_per_second": bytes as f64 * args.rounds as f64 / own_wall * threads / 1e6,
         "mean_image_bytes": bytes / files.len(),
         "mean_entry_points_bytes": points / files.len(),
-        "peak_rss_bytes": peak_rss(),
+        "peak_rss_bytes": peak_memory(),
         "elapsed_seconds": elapsed.as_secs_f64(),
     })
-}
-
-/// The most memory that this process has held; `None` where the system does not say.
-fn peak_rss() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 fn read_files(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {

@@ -10,7 +10,10 @@ mod scaling;
 #[cfg(feature = "torch")]
 mod step;
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::GlobalArgs;
 
@@ -64,4 +67,10 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
         #[cfg(feature = "torch")]
         other => unreachable!("{other:?} needs libtorch"),
     }
+}
+
+/// The time of a clock, such as that of the processor for this process.
+fn time_of(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -10,6 +10,7 @@ use crate::bank::{BankOptions, MemoryBank};
 use crate::cli::{choice, write_json};
 use crate::distributed::ProcessGroup;
 use crate::ids::BankRow;
+use crate::ingest::peak_memory;
 use crate::model::{allow_tf32, select_device, threads, wait_for};
 use crate::objective::{Draw, LogZ, Negatives, Objective, ObjectiveOptions, Queries};
 use crate::rng::{Purpose, Stream};
@@ -66,7 +67,7 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
     let &ObjectiveArgs { instances, dim, batch_size, .. } = args;
     let options = BankOptions { instances, dim, dtype: args.bank_dtype, init: BankInit::Uniform };
     let bank = MemoryBank::initial(options, 0, device);
-    let before = peak_resident_bytes();
+    let before = peak_memory();
     let queries = MemoryBank::random(batch_size, dim, 1, device);
     let mut positions: Vec<_> = (0..instances as u32).map(BankRow).collect();
     Stream::new(0, Purpose::BenchQueries, 0, 0).shuffle(&mut positions);
@@ -112,13 +113,6 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
         "seconds": {"minimum": seconds[0], "median": seconds[seconds.len() / 2], "all": seconds},
         "bank_bytes": bank.rows().numel() * bank.rows().kind().elt_size_in_bytes(),
         "peak_resident_bytes_with_the_bank_alone": before,
-        "peak_resident_bytes": peak_resident_bytes(),
+        "peak_resident_bytes": peak_memory(),
     }))
-}
-
-/// The most memory that the process has had so far, where the system says so (Linux).
-fn peak_resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
 }

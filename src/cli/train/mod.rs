@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::HumanDuration;
 use serde::Deserialize;
@@ -21,8 +21,8 @@ use super::process::stop_on_signals;
 use super::progress::{Meter, Terminal, end_of_day, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
 use crate::checkpoint::newest_state;
-use crate::cli::exit::WrongUsage;
-use crate::commands::{Monitor, OtherMonitor};
+use crate::cli::exit::usage;
+use crate::commands::{Monitor, OtherMonitor, all_or_none};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::Rendezvous;
 use crate::model::{cpu_of, has_gpu};
@@ -105,8 +105,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     if let Some(exporter) = &exporter {
         tracing::info!("metrics at http://{}/metrics", exporter.address());
     }
-    let total_epochs = job.config.epochs;
-    let before = Shown::new("bank", &STOP, is_first);
+    let before = Terminal::beside_steps("bank", &STOP, is_first);
     let others = if job.config.no_monitor { Ok(Vec::new()) } else { other_monitors(global, &job, &before) };
     let others = args.ranks.told(&rendezvous, &STOP, others)?;
     let mut hooks = TerminalHooks {
@@ -116,7 +115,6 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         monitor: None,
         others,
         exporter,
-        total_epochs,
         chance_loss: None,
         untrained: None,
         chance: None,
@@ -132,7 +130,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         Outcome::AlreadyFinished { step } => {
             let total = hooks.total_steps;
             let more = if step > total {
-                format!(", and `--epochs {total_epochs}` asks for {total}")
+                format!(", and `--epochs {}` asks for {total}", job.config.epochs)
             } else {
                 String::new()
             };
@@ -175,10 +173,10 @@ fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> 
     let asks = keys.contains("monitor") && !config.monitor.is_empty();
     let wins = flags.contains_key("no_monitor") && !flags.contains_key("monitor");
     if config.no_monitor && asks && !wins {
-        let reason = "--monitor asks for scores while the run trains, and --no-monitor, now or when the run \
-                      was begun, for none: leave out one of the two, or give `no_monitor = false` in the \
-                      file of --config";
-        return Err(WrongUsage(reason.into()).into());
+        bail!(usage(
+            "--monitor asks for scores while the run trains, and --no-monitor, now or when the run was begun, for \
+             none: leave out one of the two, or give `no_monitor = false` in the file of --config"
+        ));
     }
     Ok(())
 }
@@ -199,12 +197,11 @@ fn other_monitors(
                 Err(error) => return Err(error).with_context(|| format!("--monitor {monitored}")),
                 Ok(_) => {
                     let splits = other.strip_prefix(monitored.dataset.as_str()).unwrap_or_default();
-                    let reason = format!(
+                    bail!(usage(format!(
                         "--monitor {other} has two readings: the dataset `{other}`, which is there and is written \
                          `{other}/`, and splits of `{}`, which are written `{}/{splits}`",
                         monitored.dataset, monitored.dataset
-                    );
-                    return Err(WrongUsage(reason).into());
+                    )));
                 }
             }
         }
@@ -242,8 +239,7 @@ fn resolve(
     if !asked.monitor_split.is_empty() {
         manifest.split(dataset, &asked.monitor_split)?;
         if asked.monitor_split == asked.split {
-            let reason = format!("--monitor-split {}: that is the split that is trained on", asked.split);
-            return Err(WrongUsage(reason).into());
+            bail!(usage(format!("--monitor-split {}: that is the split that is trained on", asked.split)));
         }
     }
     let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
@@ -306,44 +302,21 @@ fn in_words(key: &str, value: &Value) -> String {
     every.map_or_else(|| value.to_string(), MonitorEvery::in_words)
 }
 
-/// Shows work beside the steps, which ends where the run is to stop.
-struct Shown<'a> {
-    stage: &'static str,
-    terminal: Terminal,
-    stop: &'a StopFlag,
-    is_first: bool,
+/// The steps of a run, by how many processes, and from which on.
+pub(super) fn steps_of(summary: &RunSummary, config: &TrainConfig) -> String {
+    let processes =
+        if summary.ranks > 1 { format!(" by {} processes", summary.ranks) } else { String::new() };
+    let resumed = match summary.resumed_step {
+        0 => String::new(),
+        step => format!(", going on after step {step}"),
+    };
+    format!("{} steps of {} images{processes}{resumed}", summary.total_steps, config.batch_size)
 }
 
-impl<'a> Shown<'a> {
-    fn new(stage: &'static str, stop: &'a StopFlag, is_first: bool) -> Self {
-        Self { stage, terminal: Terminal::default(), stop, is_first }
-    }
-}
-
-impl Progress for Shown<'_> {
-    fn begin(&self, _stage: &str, total: u64) {
-        if self.is_first {
-            self.terminal.begin(self.stage, total);
-        }
-    }
-
-    fn advance(&self, items: u64) {
-        self.terminal.advance(items);
-    }
-
-    fn finish(&self) {
-        self.terminal.finish();
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    fn note(&self, line: &str) {
-        if self.is_first {
-            self.terminal.note(line);
-        }
-    }
+/// What a step came to, beside its bar.
+pub(super) fn step_line(report: &StepReport, config: &TrainConfig) -> String {
+    let StepReport { epoch, loss, lr, images_per_second, .. } = report;
+    format!("epoch {}/{} loss {loss:.4} lr {lr} {images_per_second:.0} images/s", epoch + 1, config.epochs)
 }
 
 /// Shows a run in the terminal and evaluates the bank after each epoch.
@@ -356,13 +329,12 @@ struct TerminalHooks<'a> {
     /// Of other datasets.
     others: Vec<OtherMonitor>,
     exporter: Option<Exporter>,
-    total_epochs: u64,
     /// The loss in nats, and the scores, of what tells nothing and of the untrained encoder.
     chance_loss: Option<f64>,
     untrained: Option<f64>,
     chance: Option<f64>,
     /// Shows what comes before the first step.
-    before: Shown<'a>,
+    before: Terminal<'a>,
     /// A step, and when it was done.
     measured_from: Option<(u64, Instant)>,
     total_steps: u64,
@@ -381,7 +353,7 @@ const MEASURED_STEPS: u64 = 20;
 
 impl TerminalHooks<'_> {
     /// The scores by the bank and on other datasets.
-    fn scores(&self, state: Evaluation<'_>, shown: &Shown<'_>) -> Result<Map<String, Value>, HookError> {
+    fn scores(&self, state: Evaluation<'_>, shown: &Terminal<'_>) -> Result<Map<String, Value>, HookError> {
         let evaluate = |monitor: &Monitor| monitor.evaluate(state, shown);
         let mut scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), evaluate)?;
         for other in &self.others {
@@ -433,25 +405,17 @@ impl Hooks for TerminalHooks<'_> {
         self.chance_loss = summary.chance_loss;
         self.untrained = summary.untrained_top1;
         self.total_steps = summary.total_steps;
-        let steps = (summary.total_steps / self.total_epochs.max(1)).max(1);
+        let steps = (summary.total_steps / self.job.config.epochs.max(1)).max(1);
         self.resumed_within = !summary.resumed_step.is_multiple_of(steps);
         if !self.is_first {
             return;
         }
-        let config = &self.job.config;
         tracing::info!(
-            "{} instances (ln n = {:.2}), {:.1} million parameters, {} steps of {} images{}{}",
+            "{} instances (ln n = {:.2}), {:.1} million parameters, {}",
             summary.instances,
             (summary.instances as f64).ln(),
             summary.parameters as f64 / 1e6,
-            summary.total_steps,
-            config.batch_size,
-            if summary.ranks > 1 { format!(" by {} processes", summary.ranks) } else { String::new() },
-            if summary.resumed_step > 0 {
-                format!(", going on after step {}", summary.resumed_step)
-            } else {
-                String::new()
-            },
+            steps_of(summary, &self.job.config),
         );
         if summary.resumed_step < summary.total_steps {
             self.meter = Some(Meter::new("train", summary.total_steps, summary.resumed_step));
@@ -467,16 +431,8 @@ impl Hooks for TerminalHooks<'_> {
             exporter.set([("step".to_owned(), report.step as f64)]);
         }
         if let Some(meter) = &mut self.meter {
-            let message = format!(
-                "epoch {}/{} loss {:.4} lr {} {:.0} images/s data wait {:.0} %",
-                report.epoch + 1,
-                self.total_epochs,
-                report.loss,
-                report.lr,
-                report.images_per_second,
-                100.0 * report.data_wait,
-            );
-            meter.advance(1, &message);
+            let wait = 100.0 * report.data_wait;
+            meter.advance(1, &format!("{} data wait {wait:.0} %", step_line(report, &self.job.config)));
         }
         self.say_when_it_ends(report);
     }
@@ -489,14 +445,9 @@ impl Hooks for TerminalHooks<'_> {
                 Monitor::open(&job.dataset, &job.config, before).map(|opened| self.monitor = Some(opened))
             }
         };
-        // Where one process cannot evaluate, none does.
-        let failed = state.group.gather_bytes(&[u8::from(opened.is_err())])?;
-        opened?;
-        if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
-            return Err(format!("rank {rank} cannot open the dataset").into());
-        }
+        all_or_none(state.group, opened, "cannot open the dataset")?;
         let began = Instant::now();
-        let shown = Shown::new("monitor", state.stop, self.is_first);
+        let shown = Terminal::beside_steps("monitor", state.stop, self.is_first);
         let scores = self.scores(state, &shown);
         if let Some(meter) = &mut self.meter {
             meter.paused(began.elapsed());

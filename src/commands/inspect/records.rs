@@ -16,60 +16,15 @@ use crate::storage::{Digest, Location};
 type Fields = Map<String, Value>;
 
 /// What is shown of a report, where it has it.
-const REPORT_KEYS: [&str; 29] = [
-    "split",
-    "train_split",
-    "step",
-    "feature",
-    "k",
-    "temperature",
-    "solver",
-    "lr",
-    "weight_decay",
-    "label_fraction",
-    "label_seed",
-    "top1",
-    "top5",
-    "top1_interval",
-    "top5_interval",
-    "chance",
-    "most_frequent_class",
-    "retrieval",
-    "queries",
-    "unlabelled_queries",
-    "bank_split",
-    "bank_rows",
-    "train_rows",
-    "classes",
-    "dataset_digest",
-    "weights",
-    "device",
-    "precision",
-    "notes",
-];
+const REPORT_KEYS: &str = "split train_split step feature k temperature solver lr weight_decay label_fraction \
+                           label_seed top1 top5 top1_interval top5_interval chance most_frequent_class retrieval \
+                           queries unlabelled_queries bank_split bank_rows train_rows classes dataset_digest weights \
+                           device precision notes";
 /// What is shown of each further feature of a report.
-const FEATURE_KEYS: [&str; 3] = ["feature", "top1", "top5"];
+const FEATURE_KEYS: &str = "feature top1 top5";
 /// What is shown of a configuration, where it has it.
-const CONFIG_KEYS: [&str; 18] = [
-    "split",
-    "limit",
-    "arch",
-    "image_size",
-    "dim",
-    "recipe",
-    "batch_size",
-    "epochs",
-    "objective",
-    "negatives",
-    "partition",
-    "temperature",
-    "bank_momentum",
-    "optimizer",
-    "lr",
-    "seed",
-    "precision",
-    "shuffle",
-];
+const CONFIG_KEYS: &str = "split limit arch image_size dim recipe batch_size epochs objective negatives partition \
+                           temperature bank_momentum optimizer lr seed precision shuffle";
 /// The largest configuration file, in bytes; larger text is not read.
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -85,12 +40,12 @@ pub(super) fn inspect_json(
     let text = location.read()?;
     let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let first: Fields = serde_json::from_slice(first).unwrap_or_default();
-    let found = if has(&first, &["scope", "step"]) {
+    let found = if has(&first, "scope step") {
         let (lines, is_torn) = lines_of(location, &text)?;
         Some(metrics(&lines, is_torn))
-    } else if has(&first, &["path", "reason"]) {
+    } else if has(&first, "path reason") {
         let (lines, is_torn) = lines_of(location, &text)?;
-        let first = chosen(&first, &["path", "reason"]);
+        let first = chosen(&first, "path reason");
         Some(json!({"kind": "rejects", "lines": lines.len(), "torn_last_line": is_torn, "first": first}))
     } else {
         let fields: Fields = match serde_json::from_slice(&text) {
@@ -127,7 +82,7 @@ pub(super) fn inspect_text(location: &Location, check: bool) -> Result<Option<Va
         return Ok(summary.map(|summary| checked(summary, check)));
     }
     let mut summary = json!({"kind": "config", "keys": table.len()});
-    for key in CONFIG_KEYS {
+    for key in CONFIG_KEYS.split(' ') {
         if let Some(value) = table.get(key) {
             summary[key] = serde_json::to_value(value)?;
         }
@@ -156,31 +111,31 @@ fn checked(mut summary: Value, check: bool) -> Value {
     summary
 }
 
-fn has(fields: &Fields, names: &[&str]) -> bool {
-    names.iter().all(|name| fields.contains_key(*name))
+fn has(fields: &Fields, names: &str) -> bool {
+    names.split(' ').all(|name| fields.contains_key(name))
 }
 
 /// Some of the fields, those that are there and not null.
-fn chosen(fields: &Fields, names: &[&str]) -> Fields {
-    let found = names.iter().filter_map(|name| Some(((*name).to_owned(), fields.get(*name)?.clone())));
+fn chosen(fields: &Fields, names: &str) -> Fields {
+    let found = names.split(' ').filter_map(|name| Some((name.to_owned(), fields.get(name)?.clone())));
     found.filter(|(_, value)| !value.is_null()).collect()
 }
 
 /// The folder of a dataset or a checkpoint, where the file is its manifest.
 fn folder_meant(location: &Location, fields: &Fields) -> Option<Location> {
     let name = own_name(location);
-    let of_dataset = name == "manifest.json" && has(fields, &["splits"]);
-    let of_checkpoint = name == MANIFEST && has(fields, &["files"]);
+    let of_dataset = name == "manifest.json" && has(fields, "splits");
+    let of_checkpoint = name == MANIFEST && has(fields, "files");
     if of_dataset || of_checkpoint { location.folder() } else { None }
 }
 
 /// A summary of a JSON object, by its keys.
 fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<Value>, CommandError> {
-    let report_kind = if has(fields, &["grid", "bank_rows", "temperature"]) {
+    let report_kind = if has(fields, "grid bank_rows temperature") {
         Some("knn_report")
-    } else if has(fields, &["solver", "train_rows"]) {
+    } else if has(fields, "solver train_rows") {
         Some("linear_report")
-    } else if has(fields, &["top1", "top1_interval", "queries", "split"]) {
+    } else if has(fields, "top1 top1_interval queries split") {
         Some("classifier_report")
     } else {
         None
@@ -188,7 +143,7 @@ fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<
     if let Some(kind) = report_kind {
         return Ok(Some(report(kind, fields)));
     }
-    if has(fields, &["format_version", "dataset_digest", "splits"]) {
+    if has(fields, "format_version dataset_digest splits") {
         // A copy, away from its dataset.
         let manifest =
             Manifest::parse(text).map_err(|reason| CommandError::Data(format!("{location}: {reason}")))?;
@@ -196,7 +151,7 @@ fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<
         summary["kind"] = json!("manifest");
         return Ok(Some(summary));
     }
-    if has(fields, &["cursor", "encoder", "config"]) {
+    if has(fields, "cursor encoder config") {
         return Ok(Some(state(fields)));
     }
     let step = fields.get("step").filter(|step| step.is_u64() && fields.len() == 1);
@@ -206,10 +161,10 @@ fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<
 /// What a report says, in short.
 fn report(kind: &str, fields: &Fields) -> Value {
     let mut summary = Fields::from_iter([("kind".to_owned(), json!(kind))]);
-    summary.extend(chosen(fields, &REPORT_KEYS));
+    summary.extend(chosen(fields, REPORT_KEYS));
     if let Some(others) = fields.get("other_features").and_then(Value::as_array) {
         let others = others.iter().filter_map(Value::as_object);
-        let others: Vec<Value> = others.map(|other| Value::Object(chosen(other, &FEATURE_KEYS))).collect();
+        let others: Vec<Value> = others.map(|other| Value::Object(chosen(other, FEATURE_KEYS))).collect();
         summary.insert("other_features".to_owned(), Value::Array(others));
     }
     Value::Object(summary)

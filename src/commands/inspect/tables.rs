@@ -5,49 +5,31 @@
 
 use std::io::Cursor;
 use std::ops::Range;
-use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 use serde_json::{Value, json};
 
 use super::{FIRST_CLASSES, WITHOUT_DIGEST, own_name};
 use crate::commands::CommandError;
-use crate::dataset::{DatasetError, Manifest, ShardEntry, ShardReader, read_index};
+use crate::dataset::{DatasetError, Manifest, ShardEntry, ShardReader, read_footer, read_index};
 use crate::feature_table::FeatureTable;
 use crate::guard::guard;
 use crate::storage::{Location, read_concurrently};
 
 /// The columns of each table. A feature table has `instance_id` and `feature`, and others that differ.
-const KINDS: [(&str, &[&str]); 5] = [
-    ("shard", &["instance_id", "image", "label", "width", "height"]),
-    (
-        "index",
-        &[
-            "instance_id",
-            "label",
-            "path",
-            "shard",
-            "row",
-            "offset",
-            "bytes",
-            "width",
-            "height",
-            "digest",
-            "view_hash",
-        ],
-    ),
-    ("duplicates", &["group", "split", "instance_id", "path", "identical", "distance"]),
-    ("label_subset", &["instance_id", "label"]),
-    ("neighbours", &["query_id", "neighbour_ids", "similarities"]),
+const KINDS: [(&str, &str); 5] = [
+    ("shard", "instance_id image label width height"),
+    ("index", "instance_id label path shard row offset bytes width height digest view_hash"),
+    ("duplicates", "group split instance_id path identical distance"),
+    ("label_subset", "instance_id label"),
+    ("neighbours", "query_id neighbour_ids similarities"),
 ];
 /// Columns that a shard and an index also have, unless they are from before there were entry points.
 const ENTRY_POINTS: [&str; 3] = ["entry_points", "entry_points_offset", "entry_points_bytes"];
@@ -55,8 +37,6 @@ const ENTRY_POINTS: [&str; 3] = ["entry_points", "entry_points_offset", "entry_p
 const IMAGE_BYTES: &str = "image.bytes";
 /// What the writer of a dataset's tables calls itself, before the format's version.
 const DATASET_WRITER: &str = "instdisc dataset ";
-/// The end of a file that is fetched first; it holds the footer of all but huge tables.
-const FOOTER_GUESS_BYTES: u64 = 256 << 10;
 /// Of tables with more rows, such as the index of a large dataset, ids and labels are not read.
 const MOST_ROWS_READ: u64 = 4_000_000;
 /// Rows that are decoded at a time.
@@ -72,7 +52,8 @@ pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, Command
     let table = Table::open(location)?;
     let columns = table.columns();
     let known: Vec<&str> = columns.iter().copied().filter(|name| !ENTRY_POINTS.contains(name)).collect();
-    let kind = KINDS.iter().find(|(_, names)| known == *names).map(|(kind, _)| *kind);
+    let kind =
+        KINDS.iter().find(|(_, names)| names.split(' ').eq(known.iter().copied())).map(|(kind, _)| *kind);
     let Some(kind) = kind else {
         if ["instance_id", "feature"].iter().all(|name| columns.contains(name)) {
             // Reading a table checks it whole.
@@ -117,11 +98,7 @@ struct Table<'a> {
 impl<'a> Table<'a> {
     fn open(location: &'a Location) -> Result<Self, DatasetError> {
         let bytes = location.size()?;
-        let footer = Arc::new(read_footer(location, bytes)?);
-        let wrong = |reason: String| damaged(location, format!("its schema: {reason}"));
-        let metadata = guard(|| ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new()));
-        let metadata = metadata.map_err(wrong)?.map_err(|error| wrong(error.to_string()))?;
-        Ok(Self { location, bytes, metadata })
+        Ok(Self { location, bytes, metadata: read_footer(location, bytes, None)? })
     }
 
     fn columns(&self) -> Vec<&str> {
@@ -163,21 +140,15 @@ impl<'a> Table<'a> {
 
     /// The ids and labels of all rows, by reads of these two columns alone.
     fn ids_and_labels(&self) -> Result<(Vec<i64>, Vec<i64>), DatasetError> {
-        let fields = self.metadata.schema().fields().iter().enumerate();
-        let roots: Vec<usize> = fields
-            .filter(|(_, field)| ["instance_id", "label"].contains(&field.name().as_str()))
-            .map(|(at, _)| at)
-            .collect();
-        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots);
+        let mask = ProjectionMask::columns(self.metadata.parquet_schema(), ["instance_id", "label"]);
         let ranges = guard(|| self.ranges(&mask)).map_err(|reason| damaged(self.location, reason))?;
         if ranges.iter().any(|range| range.end > self.bytes) {
             return Err(damaged(self.location, "a column ends after the file".into()));
         }
         let wanted = ranges.iter().map(|range| (self.location.clone(), Some(range.clone()))).collect();
-        let mut parts = Vec::with_capacity(ranges.len());
-        for (range, read) in ranges.iter().zip(read_concurrently(wanted)) {
-            parts.push((range.start, read?));
-        }
+        let read = ranges.iter().zip(read_concurrently(wanted));
+        let parts =
+            read.map(|(range, bytes)| Ok((range.start, bytes?))).collect::<Result<_, DatasetError>>()?;
         let (mut ids, mut labels): (Vec<i64>, Vec<i64>) = (Vec::new(), Vec::new());
         self.decode(Parts { bytes: self.bytes, parts }, mask, |batch| {
             ids.extend(numbers(batch, "instance_id")?);
@@ -310,23 +281,6 @@ fn check_shard(
         Ok(image_bytes)
     } else {
         Err(damaged(shard.location(), "its digest is not that of the manifest".into()))
-    }
-}
-
-/// Reads the footer: the end of the file, and more of it where the footer is huge.
-fn read_footer(location: &Location, bytes: u64) -> Result<ParquetMetaData, DatasetError> {
-    let wrong = |reason: String| damaged(location, format!("its footer: {reason}"));
-    let mut from = bytes.saturating_sub(FOOTER_GUESS_BYTES);
-    loop {
-        let end = location.read_range(from..bytes)?;
-        let mut reader = ParquetMetaDataReader::new();
-        match guard(|| reader.try_parse_sized(&end, bytes)).map_err(wrong)? {
-            Ok(()) => return reader.finish().map_err(|error| wrong(error.to_string())),
-            Err(ParquetError::NeedMoreData(needed)) if needed as u64 <= bytes && from > 0 => {
-                from = (bytes - needed as u64).min(from - 1);
-            }
-            Err(error) => return Err(wrong(error.to_string())),
-        }
     }
 }
 

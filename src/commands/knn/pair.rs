@@ -53,25 +53,25 @@ impl KnnPair {
         let (bank, of_bank) = open_bank(bank_at, &columns[0])?;
         check_whole(queries_at)?;
         let (queries, of_queries) = FeatureTable::read_foreign(queries_at, Some(&columns[1]))?;
-        for foreign in [&of_bank, &of_queries].into_iter().flatten() {
-            let normalized = foreign.not_unit.filter(|_| normalize).map_or("", |_| ", normalized");
-            progress.note(&format!("{}: {}{normalized}", foreign.table, foreign.about));
+        let foreign = || [&of_bank, &of_queries].into_iter().flatten();
+        for Foreign { table, about, not_unit, .. } in foreign() {
+            let normalized = if normalize && not_unit.is_some() { ", normalized" } else { "" };
+            progress.note(&format!("{table}: {about}{normalized}"));
         }
-        if let Some((foreign, row)) = [&of_bank, &of_queries]
-            .into_iter()
-            .flatten()
-            .find_map(|foreign| Some((foreign, foreign.zero.filter(|_| normalize)?)))
-        {
-            let reason = "every number of the vector is 0 in 32 bits, so it has no cosine: leave the row out";
-            return Err(CommandError::Data(format!("{} row {row}: {reason}", foreign.table)));
-        }
-        for foreign in [&of_bank, &of_queries].into_iter().flatten().filter(|_| !normalize) {
-            if let Some((row, length)) = foreign.not_unit {
-                return Err(CommandError::Data(format!(
-                    "{} row {row}: the vector has length {length:.4}, not 1: give --normalize to compare \
-                     vectors by their cosine; inner products and distances of other vectors are not compared",
-                    foreign.table
-                )));
+        for Foreign { table, zero, not_unit, .. } in foreign() {
+            let wrong =
+                |row: usize, reason: &str| Err(CommandError::Data(format!("{table} row {row}: {reason}")));
+            if let Some(row) = zero.filter(|_| normalize) {
+                let reason =
+                    "every number of the vector is 0 in 32 bits, so it has no cosine: leave the row out";
+                return wrong(row, reason);
+            }
+            if let Some((row, length)) = not_unit.filter(|_| !normalize) {
+                let reason = format!(
+                    "the vector has length {length:.4}, not 1: give --normalize to compare vectors by their \
+                     cosine; inner products and distances of other vectors are not compared"
+                );
+                return wrong(row, &reason);
             }
         }
         let mut pair = Self::new(bank, queries);
@@ -314,9 +314,6 @@ mod tests {
     }
 
     impl Progress for Notes {
-        fn begin(&self, _stage: &str, _total: u64) {}
-        fn advance(&self, _items: u64) {}
-        fn finish(&self) {}
         fn note(&self, line: &str) {
             self.0.lock().expect("no panic").push(line.to_owned());
         }
@@ -327,6 +324,11 @@ mod tests {
     impl Files {
         fn new() -> Self {
             Self(tempfile::tempdir().expect("a folder"))
+        }
+
+        /// Unit vectors at these angles, with labels.
+        fn table(&self, name: &str, angles: &[f32], labels: (&str, ArrayRef)) -> Location {
+            self.write(name, &[("vec", vectors(angles, 1.0)), labels])
         }
 
         fn write(&self, name: &str, columns: &[(&str, ArrayRef)]) -> Location {
@@ -356,27 +358,29 @@ mod tests {
         evaluate(&*pair.bank, &pair.queries, &options).expect("scored")
     }
 
+    /// Whether the report has a note with these words.
+    fn says(pair: &KnnPair, words: &str) -> bool {
+        report(pair, 1, false).notes.iter().any(|note| note.contains(words))
+    }
+
     #[test]
     fn classes_of_both_tables_are_matched_by_their_names() {
         let files = Files::new();
-        let bank = [("vec", vectors(&[0.0, 60.0, 120.0], 1.0)), ("class", text(&["dog", "cat", "ant"]))];
-        let bank = files.write("bank.parquet", &bank);
+        let bank = files.table("bank.parquet", &[0.0, 60.0, 120.0], ("class", text(&["dog", "cat", "ant"])));
         // By the order of these names alone, ant is 0 and dog is 1, as cat is in the bank.
-        let queries = [("vec", vectors(&[1.0, 121.0, 61.0], 1.0)), ("class", text(&["dog", "ant", "-"]))];
-        let queries = files.write("queries.parquet", &queries);
+        let queries = ("class", text(&["dog", "ant", "-"]));
+        let queries = files.table("queries.parquet", &[1.0, 121.0, 61.0], queries);
         let pair = open(&bank, &queries, false).expect("opened");
         assert_eq!(pair.queries.labels, [Some(ClassId(2)), Some(ClassId(0)), None]);
         let report = report(&pair, 1, false);
         assert_eq!((report.top1, report.queries, report.classes), (1.0, 2, 3));
         assert_eq!(report.per_class[2].class, "dog");
-        let other = [("vec", vectors(&[1.0], 1.0)), ("class", text(&["n02084071"]))];
-        let other = files.write("other.parquet", &other);
+        let other = files.table("other.parquet", &[1.0], ("class", text(&["n02084071"])));
         let error = refused(&bank, &other);
         for part in ["the class `n02084071`", "`ant`, `cat`, `dog`", "bank.parquet", "other.parquet"] {
             assert!(error.contains(part), "{error}");
         }
-        let numbered = [("vec", vectors(&[1.0], 1.0)), ("class", numbers(&[2]))];
-        let error = refused(&bank, &files.write("numbers.parquet", &numbered));
+        let error = refused(&bank, &files.table("numbers.parquet", &[1.0], ("class", numbers(&[2]))));
         assert!(
             error.contains("class names such as `ant`") && error.contains("class numbers such as"),
             "{error}"
@@ -396,8 +400,7 @@ mod tests {
         let mut table = crate::eval::tests::table(1, 2, 2, 2);
         table.meta.classes = vec!["cat".into(), "cat".into()];
         table.write(&own).expect("written");
-        let named = [("vec", vectors(&[0.0], 1.0)), ("class", text(&["cat"]))];
-        let error = refused(&own, &files.write("named.parquet", &named));
+        let error = refused(&own, &files.table("named.parquet", &[0.0], ("class", text(&["cat"]))));
         assert!(error.contains("two classes of one name"), "{error}");
     }
 
@@ -410,9 +413,7 @@ mod tests {
         table.meta.classes = vec!["cat".into(), "dog".into(), "eel".into()];
         table.labels = [0, 1, 2, 2].map(|class| Some(ClassId(class))).to_vec();
         table.write(&own).expect("written");
-        let write = |name: &str, labels: ArrayRef| {
-            files.write(name, &[("vec", vectors(&[0.0, 90.0], 1.0)), ("label", labels)])
-        };
+        let write = |name: &str, labels: ArrayRef| files.table(name, &[0.0, 90.0], ("label", labels));
         let named = write("named.parquet", text(&["eel", "cat"]));
         let pair = open(&own, &named, false).expect("by name");
         assert_eq!(pair.queries.labels, [Some(ClassId(2)), Some(ClassId(0))]);
@@ -434,11 +435,9 @@ mod tests {
     #[test]
     fn rows_that_share_a_label_are_relevant_and_nothing_votes() {
         let files = Files::new();
-        let bank =
-            [("vec", vectors(&[0.0, 60.0, 120.0], 1.0)), ("tags", sets(&["sky sea", "", "sea dog dog"]))];
-        let bank = files.write("bank.parquet", &bank);
-        let queries = [("vec", vectors(&[59.0, 1.0, 2.0], 1.0)), ("tags", sets(&["dog", "sea", ""]))];
-        let queries = files.write("queries.parquet", &queries);
+        let bank = ("tags", sets(&["sky sea", "", "sea dog dog"]));
+        let bank = files.table("bank.parquet", &[0.0, 60.0, 120.0], bank);
+        let queries = files.table("queries.parquet", &[59.0, 1.0, 2.0], ("tags", sets(&["dog", "sea", ""])));
         let pair = open(&bank, &queries, false).expect("opened");
         let found = report(&pair, 3, false);
         let retrieval = found.retrieval.as_ref().expect("labels");
@@ -449,8 +448,8 @@ mod tests {
         let (first, second) = (1.0 / 3.0, (1.0 + 2.0 / 3.0) / 2.0);
         assert!((retrieval.map - (first + second) / 2.0).abs() < 1e-12, "{}", retrieval.map);
         // One label an image is a set of one.
-        let single = [("vec", vectors(&[1.0], 1.0)), ("class", text(&["sky"]))];
-        let pair = open(&bank, &files.write("single.parquet", &single), false).expect("opened");
+        let single = files.table("single.parquet", &[1.0], ("class", text(&["sky"])));
+        let pair = open(&bank, &single, false).expect("opened");
         assert_eq!(report(&pair, 1, false).retrieval.expect("labels").recall[0].recall, 1.0);
     }
 
@@ -463,9 +462,7 @@ mod tests {
             values.iter().for_each(|labels| lists.append_value(labels.iter().map(|&label| Some(label))));
             Arc::new(lists.finish())
         };
-        let write = |name: &str, angles: &[f32], tags: ArrayRef| {
-            files.write(name, &[("vec", vectors(angles, 1.0)), ("tags", tags)])
-        };
+        let write = |name: &str, angles: &[f32], tags: ArrayRef| files.table(name, angles, ("tags", tags));
         let measured = |bank: &Location, queries: &Location| {
             let notes = Notes::default();
             let pair = KnnPair::open((bank, queries), &Default::default(), false, &notes).expect("opened");
@@ -498,9 +495,7 @@ mod tests {
     #[test]
     fn a_column_without_any_label_is_none_and_floats_are_labels_where_they_are_whole() {
         let files = Files::new();
-        let write = |name: &str, label: ArrayRef| {
-            files.write(name, &[("vec", vectors(&[0.0, 60.0, 120.0], 1.0)), ("label", label)])
-        };
+        let write = |name: &str, label: ArrayRef| files.table(name, &[0.0, 60.0, 120.0], ("label", label));
         let floats =
             |values: [f64; 3]| -> ArrayRef { Arc::new(arrow::array::Float64Array::from(values.to_vec())) };
         let numbered = write("numbered.parquet", numbers(&[1, 0, 2]));
@@ -531,9 +526,7 @@ mod tests {
     #[test]
     fn wrong_ids_name_the_cure() {
         let files = Files::new();
-        let write = |name: &str, ids: &[i64]| {
-            files.write(name, &[("vec", vectors(&[0.0, 60.0], 1.0)), ("id", numbers(ids))])
-        };
+        let write = |name: &str, ids: &[i64]| files.table(name, &[0.0, 60.0], ("id", numbers(ids)));
         let bank = write("bank.parquet", &[0, 1]);
         for (ids, what) in [([7, 7], "7 in row 1: it occurs twice"), ([-3, 7], "-3 in row 0: out of range")] {
             let error = refused(&bank, &write("queries.parquet", &ids));
@@ -545,11 +538,8 @@ mod tests {
     #[test]
     fn columns_are_named_for_both_tables_or_for_each() {
         let files = Files::new();
-        let write = |name: &str, label: &str, classes: &[&str]| {
-            files.write(name, &[("vec", vectors(&[0.0, 90.0], 1.0)), (label, text(classes))])
-        };
-        let (bank, queries) =
-            (write("bank.parquet", "kind", &["a", "b"]), write("q.parquet", "sort", &["b", "a"]));
+        let bank = files.table("bank.parquet", &[0.0, 90.0], ("kind", text(&["a", "b"])));
+        let queries = files.table("q.parquet", &[0.0, 90.0], ("sort", text(&["b", "a"])));
         let named = |name: &str| ColumnNames { label: Some(name.into()), ..ColumnNames::default() };
         let open = |columns| KnnPair::open((&bank, &queries), &columns, false, &Quiet);
         let pair = open([named("kind"), named("sort")]).expect("opened");
@@ -566,15 +556,13 @@ mod tests {
     #[test]
     fn one_file_by_two_names_is_compared_with_itself() {
         let files = Files::new();
-        let unnamed = [("vec", vectors(&[0.0, 10.0, 90.0], 1.0)), ("class", text(&["a", "a", "b"]))];
-        let bank = files.write("bank.parquet", &unnamed);
+        let bank = files.table("bank.parquet", &[0.0, 10.0, 90.0], ("class", text(&["a", "a", "b"])));
         let link = files.0.path().join("link.parquet");
         std::os::unix::fs::symlink(files.0.path().join("bank.parquet"), &link).expect("linked");
         let link = Location::from_path(&link).expect("a location");
         let pair = open(&bank, &link, false).expect("opened");
         assert!(pair.unrelated.is_none() && pair.queries.ids.iter().copied().eq(pair.bank.ids()));
-        let notes = report(&pair, 1, false).notes;
-        assert!(notes.iter().any(|note| note.contains("find themselves")), "{notes:?}");
+        assert!(says(&pair, "find themselves"));
         assert_eq!([false, true].map(|without| report(&pair, 1, without).top1), [1.0, 2.0 / 3.0]);
     }
 
@@ -606,10 +594,7 @@ mod tests {
                 pair.queries.ids.iter().all(|id| !pair.bank.ids().any(|of_bank| of_bank == *id)),
                 "no row is another's"
             );
-            assert_eq!(
-                report(&pair, 1, false).notes.iter().filter(|note| note.contains("themselves")).count(),
-                0
-            );
+            assert!(!says(&pair, "themselves"));
         }
         let pair = open(&bank, &numbered, false).expect("opened");
         assert_eq!(pair.row_names[1], RowNames::Numbers(vec![InstanceId(2), InstanceId(0)]));

@@ -1,7 +1,9 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::checkpoint::{CheckpointManifest, TrainedOn, checkpoint_name, mark_finished, remove_checkpoint};
+use crate::checkpoint::{
+    CheckpointError, CheckpointManifest, TrainedOn, checkpoint_name, mark_finished, remove_checkpoint,
+};
 use crate::storage::PublishMode;
 
 fn run() -> (tempfile::TempDir, Location) {
@@ -21,16 +23,20 @@ fn options() -> WatchOptions {
     WatchOptions { poll: Duration::from_millis(5), idle_timeout: Some(Duration::from_millis(50)) }
 }
 
+fn damaged() -> CommandError {
+    CheckpointError::Damaged { file: "bank.arrow".into() }.into()
+}
+
 /// Watches a run in which no failure is that of a checkpoint.
 fn watch_whole(
     run: &Location,
     options: &WatchOptions,
-    evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), CheckpointError>,
-) -> Result<WatchSummary, CheckpointError> {
+    evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), CommandError>,
+) -> Result<WatchSummary, CommandError> {
     watch(run, |_| "knn-val".into(), options, |_| false, evaluate)
 }
 
-fn publish(run: &Location, step: u64) -> Result<(), CheckpointError> {
+fn publish(run: &Location, step: u64) -> Result<(), CommandError> {
     Ok(report_location(&run.join(REPORTS), "knn-val", step).publish("{}", PublishMode::Create)?)
 }
 
@@ -132,11 +138,11 @@ fn a_damaged_checkpoint_is_reported_once_and_the_others_are_evaluated() {
         &run,
         |_| "knn-val".into(),
         &options(),
-        |error| matches!(error, CheckpointError::Damaged { .. }),
+        |error| matches!(error, CommandError::Checkpoint(_)),
         |step, _, _| {
             calls.push(step);
             if step == 10 {
-                return Err(CheckpointError::Damaged { file: "bank.arrow".into() });
+                return Err(damaged());
             }
             publish(&run, step)
         },
@@ -150,7 +156,6 @@ fn a_failure_gives_the_lock_back_and_a_removed_checkpoint_is_passed_over() {
     let (_dir, run) = run();
     add_checkpoint(&run, 1);
     add_checkpoint(&run, 2);
-    let damaged = || CheckpointError::Damaged { file: "x".into() };
     assert!(watch_whole(&run, &options(), |_, _, _| Err(damaged())).is_err());
     let summary = watch_whole(&run, &options(), |step, folder, _| {
         if step == 1 {

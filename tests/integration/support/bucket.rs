@@ -36,6 +36,10 @@ pub(crate) struct Faults {
     pub(crate) absent: bool,
     /// The first reads of a key with this end give wrong bytes: the end, and how many reads.
     pub(crate) damaged: Option<(&'static str, usize)>,
+    /// After this many requests all are refused.
+    pub(crate) refused_after: Option<usize>,
+    /// After this many requests all are forbidden.
+    pub(crate) denied_after: Option<usize>,
 }
 
 /// The server; it stops when it is dropped.
@@ -89,16 +93,6 @@ impl Bucket {
 
     pub(crate) fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
-    }
-
-    /// From the given number of requests on, all are refused.
-    pub(crate) fn refuse_after(&self, requests: usize) {
-        self.state().refuse_after = Some(requests);
-    }
-
-    /// From the given number of requests on, all are forbidden.
-    pub(crate) fn deny_after(&self, requests: usize) {
-        self.state().deny_after = Some(requests);
     }
 
     /// Puts an object under a key, whatever the key.
@@ -160,9 +154,9 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, stopped: &AtomicBool) -> std:
         let faults = state.faults.clone();
         let mut draw = Stream::new(7, Purpose::Test, 0, state.drawn);
         state.drawn += 1;
-        let enough = state.refuse_after.is_some_and(|limit| state.log.len() > limit);
-        let refused = draw.unit() < faults.refused || enough;
-        let forbidden = state.deny_after.is_some_and(|limit| state.log.len() > limit);
+        let is_after = |limit: Option<usize>| limit.is_some_and(|limit| state.log.len() > limit);
+        let refused = draw.unit() < faults.refused || is_after(faults.refused_after);
+        let forbidden = is_after(faults.denied_after);
         let answer = match refused {
             true => Answer::error(503, "SlowDown"),
             false if forbidden => Answer::error(403, "AccessDenied"),
@@ -211,8 +205,6 @@ struct State {
     uploads: BTreeMap<String, Uploading>,
     log: Vec<String>,
     drawn: u64,
-    refuse_after: Option<usize>,
-    deny_after: Option<usize>,
 }
 
 impl State {

@@ -2,18 +2,26 @@
 
 pub(crate) mod bucket;
 
+use std::ffi::OsStr;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 #[cfg(feature = "torch")]
-use std::process::Stdio;
-use std::process::{Command, Output};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 #[cfg(feature = "torch")]
 use std::time::{Duration, Instant};
 
+use arrow::array::RecordBatch;
 use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
 use instdisc::ids::{ClassId, InstanceId};
 use instdisc::storage::Location;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+#[cfg(feature = "torch")]
+use safetensors::SafeTensors;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -55,17 +63,33 @@ impl Call {
         self.0
     }
 
+    /// Starts the call, with nothing of what it prints and says.
+    pub(crate) fn start(mut self) -> Child {
+        self.0.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts")
+    }
+
     pub(crate) fn output(mut self) -> (String, Output) {
         let shown = format!("{:?}", self.0);
         (shown, self.0.output().expect("the program starts"))
     }
 
-    /// Runs the call, which must succeed.
-    pub(crate) fn ok(self) -> String {
+    /// Runs the call, which must succeed: what it prints, and what it says.
+    pub(crate) fn run(self) -> (String, String) {
         let (shown, output) = self.output();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{shown}: {}\n{stderr}", output.status);
-        String::from_utf8(output.stdout).expect("text")
+        let [printed, said] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("text"));
+        assert!(output.status.success(), "{shown}: {}\n{said}", output.status);
+        (printed, said)
+    }
+
+    /// Runs the call, which must succeed; what it prints.
+    pub(crate) fn ok(self) -> String {
+        self.run().0
+    }
+
+    /// Runs the call, which must succeed; what it says on stderr.
+    pub(crate) fn said(self) -> String {
+        self.run().1
     }
 
     /// Runs the call, which must succeed and print JSON.
@@ -73,8 +97,13 @@ impl Call {
         serde_json::from_str(&self.ok()).expect("JSON on stdout")
     }
 
+    /// Of this run and the usual dataset.
     #[cfg(feature = "torch")]
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn of_run(self, run: &Path) -> Self {
+        self.arg("--run", run).arg("--dataset", dataset())
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.0.env(name, value);
         self
     }
@@ -112,13 +141,24 @@ pub(crate) fn images() -> &'static Path {
     path
 }
 
+/// One of the [`images`], a JPEG.
+pub(crate) fn jpeg() -> Vec<u8> {
+    let is_jpeg = |(path, _): &(PathBuf, Vec<u8>)| path.extension().is_some_and(|ending| ending == "jpg");
+    contents(images()).into_iter().find(is_jpeg).expect("an image").1
+}
+
+/// A call of `ingest`.
+pub(crate) fn ingest(words: &str, source: impl AsRef<Path>, dest: impl AsRef<Path>) -> Call {
+    instdisc(&format!("ingest {words}")).arg("--source", source).arg("--dest", dest)
+}
+
 /// The dataset of [`images`], in several shards and row groups.
 pub(crate) fn dataset() -> &'static Path {
     static DATASET: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = DATASET.get_or_init(|| {
         let dir = scratch();
         let path = dir.path().join("dataset");
-        instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", &path).ok();
+        ingest("--row-group 16", images(), &path).ok();
         (dir, path)
     });
     path
@@ -135,40 +175,84 @@ pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
     instdisc(&format!("{base} {objective} {monitor} {more}")).arg("--dataset", dataset).arg("--run", run)
 }
 
+/// The run in this folder, trained with these options.
+#[cfg(feature = "torch")]
+pub(crate) fn trained(dir: &TempDir, more: &str) -> PathBuf {
+    let run = dir.path().join("run");
+    train(dataset(), &run, more).ok();
+    run
+}
+
+/// The folder of a run's checkpoint.
+#[cfg(feature = "torch")]
+pub(crate) fn checkpoint(run: &Path, step: u32) -> PathBuf {
+    run.join(format!("checkpoints/step-{step:08}"))
+}
+
+/// The features of a split under the encoder of a checkpoint, or of a run's newest.
+#[cfg(feature = "torch")]
+pub(crate) fn embed(split: &str, checkpoint: &Path, output: &Path) -> Call {
+    let call = instdisc(&format!("embed --device cpu --split {split}")).arg("--checkpoint", checkpoint);
+    call.arg("--dataset", dataset()).arg("--output", output)
+}
+
+/// The lines of a run's metrics.
+#[cfg(feature = "torch")]
+pub(crate) fn metrics(run: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 /// The newest published checkpoint's step.
 #[cfg(feature = "torch")]
 pub(crate) fn newest_step(run: &Path) -> Option<u32> {
-    let folders = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    let published = folders.filter(|folder| folder.path().join("checkpoint.json").exists());
-    let names = published.filter_map(|folder| folder.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max()
+    checkpoint_steps(run).0.last().copied()
+}
+
+/// The steps of the published checkpoints, and whether there are others, which are being written or were left.
+#[cfg(feature = "torch")]
+pub(crate) fn checkpoint_steps(run: &Path) -> (Vec<u32>, bool) {
+    let (mut published, mut has_others) = (Vec::new(), false);
+    for folder in entries(&run.join("checkpoints")) {
+        let name = folder.file_name().and_then(OsStr::to_str).expect("text");
+        let step = name.strip_prefix("step-").and_then(|step| step.parse().ok()).expect("a step");
+        if folder.join("checkpoint.json").exists() {
+            published.push(step);
+        } else {
+            has_others = true;
+        }
+    }
+    (published, has_others)
+}
+
+/// Waits until a look finds what is waited for; the processes are at work until then.
+#[cfg(feature = "torch")]
+pub(crate) fn wait_until(what: &str, children: &mut [Child], mut look: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        let has_ended = children.iter_mut().any(|child| child.try_wait().expect("a look").is_some());
+        if look() {
+            return;
+        }
+        assert!(!has_ended && Instant::now() < deadline, "{what}: ended {has_ended}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
 
 /// Starts a call and waits until its run has published a checkpoint, of this step at least, then sends the signal;
 /// the exit code. That the checkpoint is a new one shows that the call is at work.
 #[cfg(feature = "torch")]
 pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Option<i32> {
-    let mut command = call.command();
-    let shown = format!("{command:?}");
     let step = newest_step(run).map_or(step, |newest| step.max(newest + 1));
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    let deadline = Instant::now() + Duration::from_secs(300);
-    loop {
-        let ended = child.try_wait().expect("a look");
-        match (newest_step(run) >= Some(step), ended) {
-            (true, None) => break,
-            (true, Some(status)) => return status.code(),
-            (false, ended) => assert_eq!(ended, None, "{shown}: ended before step {step}"),
-        }
-        assert!(Instant::now() < deadline, "{shown}: no checkpoint at step {step}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut child = call.start();
+    let what = format!("a checkpoint at step {step} of {}", run.display());
+    wait_until(&what, std::slice::from_mut(&mut child), || newest_step(run) >= Some(step));
     send(signal, &child);
     child.wait().expect("ends").code()
 }
 
 /// Sends a signal (`-TERM`) by the shell's own `kill`: a minimal system has no other.
-pub(crate) fn send(signal: &str, child: &std::process::Child) {
+pub(crate) fn send(signal: &str, child: &Child) {
     let sent = Command::new("sh").args(["-c", &format!("kill {signal} {}", child.id())]).status();
     assert!(sent.expect("sh").success());
 }
@@ -176,15 +260,22 @@ pub(crate) fn send(signal: &str, child: &std::process::Child) {
 /// A copy of a folder.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
+    for path in entries(from) {
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
         } else {
-            std::fs::copy(entry.path(), target).expect("copied");
+            std::fs::copy(path, target).expect("copied");
         }
     }
+}
+
+/// What is in a folder, sorted by name; nothing where it is not there.
+pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths
 }
 
 /// All files below a folder with their contents, sorted by path.
@@ -235,9 +326,71 @@ pub(crate) fn feature_table(
     }
 }
 
+/// A path as a location.
+pub(crate) fn location(path: &Path) -> Location {
+    Location::from_path(path).expect("a location")
+}
+
+/// A call of `knn` for two tables.
+pub(crate) fn knn(words: &str, bank: &Path, queries: &Path) -> Call {
+    instdisc(&format!("knn {words}")).arg("--bank", bank).arg("--queries", queries)
+}
+
 /// Writes a table to a file.
 pub(crate) fn write_table(table: &FeatureTable, file: &Path) {
-    table.write(&Location::from_path(file).expect("a location")).expect("written");
+    table.write(&location(file)).expect("written");
+}
+
+/// The table in a file.
+#[cfg(feature = "torch")]
+pub(crate) fn read_table(file: &Path) -> FeatureTable {
+    FeatureTable::read(&location(file)).expect("a table")
+}
+
+/// The tensors of a safetensors file in their order: the name of each, where its bytes are, and its shape.
+#[cfg(feature = "torch")]
+pub(crate) fn tensors(file: &[u8]) -> Vec<(String, Range<usize>, Vec<usize>)> {
+    const LENGTH: usize = 8;
+    let (header, metadata) = SafeTensors::read_metadata(file).expect("safetensors");
+    let of = |name: String| {
+        let info = metadata.info(&name).expect("named");
+        let (from, to) = info.data_offsets;
+        (name, LENGTH + header + from..LENGTH + header + to, info.shape.clone())
+    };
+    metadata.offset_keys().into_iter().map(of).collect()
+}
+
+/// The JSON in a file.
+pub(crate) fn read_json(file: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(file).expect("a file")).expect("JSON")
+}
+
+/// A tar of these files.
+pub(crate) fn tar(members: impl IntoIterator<Item = (String, impl AsRef<[u8]>)>) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, bytes) in members {
+        let bytes = bytes.as_ref();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, path, bytes).expect("packed");
+    }
+    builder.into_inner().expect("finished")
+}
+
+/// Writes rows to a Parquet file, compressed as those of other programs mostly are.
+pub(crate) fn write_parquet(batch: &RecordBatch, file: &Path) {
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).expect("a writer");
+    writer.write(batch).expect("written");
+    std::fs::write(file, writer.into_inner().expect("bytes")).expect("a file");
+}
+
+/// The rows of a Parquet file, which are few.
+pub(crate) fn read_parquet(file: &Path) -> RecordBatch {
+    let file = std::fs::File::open(file).expect("a file");
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|reader| reader.build());
+    reader.expect("Parquet").next().expect("a batch").expect("rows")
 }
 
 /// The repository's root.
@@ -277,14 +430,19 @@ pub(crate) fn python_fails(test: &str, script: &str, args: &[&Path], code: i32) 
     Some(stderr)
 }
 
-fn run_python(test: &str, script: &str, args: &[&Path]) -> Option<Output> {
+/// That of `make python`, or of INSTDISC_PYTHON; without one the test is skipped.
+pub(crate) fn interpreter(test: &str) -> Option<PathBuf> {
     let interpreter = std::env::var_os("INSTDISC_PYTHON")
         .map_or_else(|| root().join(".venv-python/bin/python"), PathBuf::from);
     if !interpreter.exists() {
         skip(test, "there is no .venv-python (make python)");
         return None;
     }
-    let mut command = Command::new(&interpreter);
+    Some(interpreter)
+}
+
+fn run_python(test: &str, script: &str, args: &[&Path]) -> Option<Output> {
+    let mut command = Command::new(interpreter(test)?);
     command.arg(root().join(script)).args(args).env("HF_DATASETS_OFFLINE", "1");
     Some(command.output().expect("Python starts"))
 }
