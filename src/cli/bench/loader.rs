@@ -170,15 +170,8 @@ fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Res
                 continue;
             }
             let draw = |width, height| recipe.draw_for(0, round, InstanceId(index as u32), width, height);
-            renderer.augment(encoded, draw, args.image_size, &mut out, |stage| {
-                let at = match stage {
-                    Stage::Open => 0,
-                    Stage::Decode => 1,
-                    Stage::Resize => 2,
-                    Stage::Colour => 3,
-                };
-                watch.add_to(&mut times.stages[at]);
-            })?;
+            let done = |stage: Stage| watch.add_to(&mut times.stages[stage as usize]);
+            renderer.augment(&encoded, draw, args.image_size, &mut out, done)?;
             std::hint::black_box(&mut out);
         }
     }
