@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::colour::{Step, recolour, recolour_grey, to_grey};
 use self::resize::{Axis, Resizer, Rounding, Target};
-use crate::image::{Channels, Encoded, ExifOrientation, ImageError, Limits, Planes, Region, RegionDecoder};
+use crate::image::{Channels, Encoded, ImageError, Planes, Region, RegionDecoder};
 
 pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
 
@@ -39,11 +39,6 @@ impl EvalTransform {
     }
 }
 
-/// Images were checked when they were ingested.
-const LIMITS: Limits = Limits { max_pixels: u64::MAX };
-/// Four steps of colour jitter and grayscale.
-const MOST_STEPS: usize = 5;
-
 thread_local! {
     static RENDERER: RefCell<Renderer> = RefCell::default();
 }
@@ -59,13 +54,12 @@ thread_local! {
 /// # Panics
 /// If the crop is not inside the image or `out` is of another size.
 pub fn augment(
-    bytes: &[u8],
-    orientation: ExifOrientation,
+    encoded: &Encoded,
     draw: impl FnOnce(u32, u32) -> Augmentation,
     side: u32,
     out: &mut [u8],
 ) -> Result<Augmentation, ImageError> {
-    augment_stored(Stored { bytes, orientation, entry_points: None }, draw, side, out)
+    RENDERER.with_borrow_mut(|renderer| renderer.augment(encoded, draw, side, out, |_| ()))
 }
 
 /// Resizes and cuts out the centre of an image, as the reference does for evaluation.
@@ -81,49 +75,8 @@ pub fn augment(
 ///
 /// # Source
 /// torchvision `Resize` (longer side cut to an integer) and `CenterCrop` (offset rounded half to even).
-pub fn evaluate_pixels(
-    bytes: &[u8],
-    orientation: ExifOrientation,
-    transform: EvalTransform,
-    out: &mut [u8],
-) -> Result<(), ImageError> {
-    evaluate_stored(Stored { bytes, orientation, entry_points: None }, transform, out)
-}
-
-/// An encoded image, and how it is held.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stored<'a> {
-    pub bytes: &'a [u8],
-    pub orientation: ExifOrientation,
-    /// Where decoding can start within it, if that is known.
-    pub entry_points: Option<&'a [u8]>,
-}
-
-impl<'a> Stored<'a> {
-    fn open(self) -> Result<Encoded<'a>, ImageError> {
-        Ok(open(self.bytes, self.orientation)?.with_entry_points(self.entry_points))
-    }
-}
-
-/// Does [`augment`] on an image as a dataset holds it.
-pub(crate) fn augment_stored(
-    image: Stored<'_>,
-    draw: impl FnOnce(u32, u32) -> Augmentation,
-    side: u32,
-    out: &mut [u8],
-) -> Result<Augmentation, ImageError> {
-    let encoded = image.open()?;
-    RENDERER.with_borrow_mut(|renderer| renderer.augment(encoded, draw, side, out, |_| ()))
-}
-
-/// Does [`evaluate_pixels`] on an image as a dataset holds it.
-pub(crate) fn evaluate_stored(
-    image: Stored<'_>,
-    transform: EvalTransform,
-    out: &mut [u8],
-) -> Result<(), ImageError> {
-    let encoded = image.open()?;
-    RENDERER.with_borrow_mut(|renderer| renderer.evaluate(&encoded, transform, out))
+pub fn evaluate(encoded: &Encoded, transform: EvalTransform, out: &mut [u8]) -> Result<(), ImageError> {
+    RENDERER.with_borrow_mut(|renderer| renderer.evaluate(encoded, transform, out))
 }
 
 /// A part of the work on an image.
@@ -147,7 +100,6 @@ pub struct Renderer {
 }
 
 impl Renderer {
-    /// Bytes that resizing takes.
     #[cfg(test)]
     fn held_bytes(&self) -> usize {
         self.resizer.held_bytes()
@@ -166,7 +118,7 @@ impl Renderer {
     /// If the crop is not inside the image or `out` is of another size.
     pub fn augment(
         &mut self,
-        encoded: Encoded,
+        encoded: &Encoded,
         draw: impl FnOnce(u32, u32) -> Augmentation,
         side: u32,
         out: &mut [u8],
@@ -176,7 +128,7 @@ impl Renderer {
         let augmentation = draw(width, height);
         let channels = if is_grey_first(&augmentation) { Channels::Luma } else { Channels::Rgb };
         done(Stage::Open);
-        let planes = self.decoder.decode(&encoded, region(&augmentation), channels)?;
+        let planes = self.decoder.decode(encoded, region(&augmentation), channels)?;
         done(Stage::Decode);
         resize(planes, &augmentation, side, &mut self.resizer, out);
         done(Stage::Resize);
@@ -185,7 +137,6 @@ impl Renderer {
         Ok(augmentation)
     }
 
-    /// Does [`evaluate_pixels`] on an image that is open.
     fn evaluate(
         &mut self,
         encoded: &Encoded,
@@ -222,10 +173,6 @@ impl Renderer {
     }
 }
 
-fn open(bytes: &[u8], orientation: ExifOrientation) -> Result<Encoded<'_>, ImageError> {
-    Ok(Encoded::open(bytes, &LIMITS)?.turned(orientation.of(bytes)))
-}
-
 fn region(augmentation: &Augmentation) -> Region {
     let crop = augmentation.crop;
     let [left, top, width, height] = [crop.left, crop.top, crop.width, crop.height].map(|side| side as usize);
@@ -249,14 +196,12 @@ fn resize(planes: Planes, augmentation: &Augmentation, side: u32, resizer: &mut 
 
 /// Everything after the resize.
 fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
-    let mut steps = [Step::Grayscale; MOST_STEPS];
-    assert!(augmentation.jitter.len() < MOST_STEPS, "a step that is not taken");
-    let jitter = augmentation.jitter.iter().map(|&operation| Step::Jitter(operation));
-    let count = steps.iter_mut().zip(jitter).map(|(step, jitter)| *step = jitter).count();
-    let grey_last = augmentation.grayscale && augmentation.order == Order::JitterFirst;
-    let steps = &steps[..count + usize::from(grey_last)];
+    let mut steps: Vec<Step> = augmentation.jitter.iter().copied().map(Step::Jitter).collect();
+    if augmentation.grayscale && augmentation.order == Order::JitterFirst {
+        steps.push(Step::Grayscale);
+    }
     if !is_shared && !is_grey_first(augmentation) {
-        recolour(out, steps);
+        recolour(out, &steps);
         return;
     }
     if !is_shared {
@@ -264,7 +209,7 @@ fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
     }
     let plane = out.len() / 3;
     let (shared, others) = out.split_at_mut(plane);
-    recolour_grey(shared, steps);
+    recolour_grey(shared, &steps);
     others.chunks_exact_mut(plane).for_each(|other| other.copy_from_slice(shared));
 }
 

@@ -16,7 +16,6 @@ const CHUNK: usize = 64;
 /// How sums become bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rounding {
-    /// To the nearest.
     Nearest,
     /// Down, as torchvision's grey is cut.
     Down,
@@ -41,14 +40,12 @@ pub(crate) struct Axis {
     from: usize,
     /// Pixels that it would become.
     to: usize,
-    /// Those that are wanted.
     outputs: Range<usize>,
     /// The first pixel of the image that is given.
     inputs_from: usize,
 }
 
 impl Axis {
-    /// All pixels.
     fn whole(from: usize, to: usize) -> Self {
         Self { from, to, outputs: 0..to, inputs_from: 0 }
     }
@@ -168,7 +165,6 @@ pub(crate) struct Target {
 }
 
 impl Resizer {
-    /// Bytes of its filters and buffers.
     #[cfg(test)]
     pub(crate) fn held_bytes(&self) -> usize {
         let of =

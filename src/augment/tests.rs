@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::image::tests::{detailed, turned};
-use crate::image::{DecodedImage, Orientation, decode, encode_jpeg, encode_png};
+use crate::image::{DecodedImage, ExifOrientation, Orientation, decode, encode_jpeg, encode_png};
 use crate::rng::{Purpose, Stream};
 
 #[test]
@@ -47,9 +47,13 @@ fn image(golden: &Value) -> Vec<u8> {
     encode_png(&DecodedImage { width: side("width"), height: side("height"), rgb }).expect("encoded")
 }
 
-fn augmented(golden: &Value, drawn: Augmentation) -> Vec<u8> {
+fn opened(file: &[u8]) -> Encoded<'_> {
+    Encoded::ingested(file, ExifOrientation::Ignore).expect("a good image")
+}
+
+fn augmented(file: &[u8], drawn: Augmentation) -> Vec<u8> {
     let mut out = vec![0; 3 * 12 * 12];
-    augment(&image(golden), ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good image");
+    augment(&opened(file), |_, _| drawn, 12, &mut out).expect("a good image");
     out
 }
 
@@ -103,7 +107,7 @@ fn every_colour_operation_is_torchvisions() {
 fn resizing_is_pillows() {
     let golden = golden();
     for (name, at) in [("resized", [3, 2, 17, 13]), ("enlarged", [4, 4, 7, 5])] {
-        let out = augmented(&golden, plain(crop(at)));
+        let out = augmented(&image(&golden), plain(crop(at)));
         assert_close(&out, &bytes(&golden[name]), 1, 0.5, name);
     }
 }
@@ -113,7 +117,7 @@ fn the_composition_is_torchvisions() {
     let golden = golden();
     let jitter = golden["order"].as_array().expect("steps").iter().map(operation).collect();
     let drawn = Augmentation { jitter, flip: true, ..plain(crop([3, 2, 17, 13])) };
-    let out = augmented(&golden, drawn);
+    let out = augmented(&image(&golden), drawn);
     assert_close(&out, &bytes(&golden["composed"]), 4, 1.0, "composed");
 }
 
@@ -128,9 +132,7 @@ fn a_jpeg_goes_the_whole_way_as_with_torchvision() {
     for (name, drawn, most) in
         [("jpeg_resized", cropped, 1), ("jpeg_grey_first", grey, 4), ("jpeg_jitter_first", last, 4)]
     {
-        let mut out = vec![0; 3 * 12 * 12];
-        augment(&file, ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good image");
-        assert_close(&out, &bytes(&golden[name]), most, 1.0, name);
+        assert_close(&augmented(&file, drawn), &bytes(&golden[name]), most, 1.0, name);
     }
 }
 
@@ -139,7 +141,7 @@ fn the_evaluation_transform_is_torchvisions() {
     let golden = golden();
     let mut out = vec![0; 3 * 12 * 12];
     let transform = EvalTransform::ResizeCenterCrop { resize: 14, crop: 12 };
-    evaluate_pixels(&image(&golden), ExifOrientation::Ignore, transform, &mut out).expect("a good image");
+    evaluate(&opened(&image(&golden)), transform, &mut out).expect("a good image");
     assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.5, "evaluated");
 }
 
@@ -153,8 +155,10 @@ fn crops_and_evaluation_see_the_upright_image() {
         let expected_file = encode_png(&upright).expect("encoded");
         let mut pixels = [vec![0; 3 * 16 * 16], vec![0; 3 * 16 * 16]];
         let [seen, expected] = &mut pixels;
-        evaluate_pixels(&file, ExifOrientation::Apply, transform, seen).expect("a good image");
-        evaluate_pixels(&expected_file, ExifOrientation::Ignore, transform, expected).expect("a good image");
+        let file = Encoded::ingested(&file, ExifOrientation::Apply).expect("a good image");
+        let expected_file = opened(&expected_file);
+        evaluate(&file, transform, seen).expect("a good image");
+        evaluate(&expected_file, transform, expected).expect("a good image");
         assert!(seen == expected, "evaluated, {tag}");
         let crop = CropBox { left: 5, top: 11, width: 30, height: 20 };
         let drawn = Augmentation { flip: true, ..plain(crop) };
@@ -162,8 +166,8 @@ fn crops_and_evaluation_see_the_upright_image() {
             assert_eq!((width, height), (upright.width, upright.height), "{tag}");
             drawn.clone()
         };
-        augment(&file, ExifOrientation::Apply, draw, 16, seen).expect("a good image");
-        augment(&expected_file, ExifOrientation::Ignore, draw, 16, expected).expect("a good image");
+        augment(&file, draw, 16, seen).expect("a good image");
+        augment(&expected_file, draw, 16, expected).expect("a good image");
         assert!(seen == expected, "cropped, {tag}");
     }
 }
@@ -176,13 +180,12 @@ fn of_a_long_thin_image_only_the_centre_is_made() {
         let mut pixels = vec![0; 3 * 224 * 224];
         for file in [encode_png(&image).expect("encoded"), encode_jpeg(&image, 90).expect("encoded")] {
             let mut renderer = Renderer::default();
-            let encoded = open(&file, ExifOrientation::Ignore).expect("a good image");
-            renderer.evaluate(&encoded, transform, &mut pixels).expect("a good image");
+            renderer.evaluate(&opened(&file), transform, &mut pixels).expect("a good image");
             assert!(renderer.held_bytes() < 1 << 20, "{}", renderer.held_bytes());
         }
         // Of 12,000 pixels that become 3,072,000 the centre's 224 are between two.
         let lossless = encode_png(&image).expect("encoded");
-        evaluate_pixels(&lossless, ExifOrientation::Ignore, transform, &mut pixels).expect("a good image");
+        evaluate(&opened(&lossless), transform, &mut pixels).expect("a good image");
         let between = |channel: usize| [5999, 6000].map(|at| image.rgb[3 * at + channel]);
         for (channel, plane) in pixels.chunks_exact(224 * 224).enumerate() {
             let [first, second] = between(channel);

@@ -7,7 +7,7 @@ use crate::augment::{Augmentation, CropBox, Recipe, augment};
 use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
 use crate::ids::{BankRow, InstanceId};
-use crate::image::{DecodedImage, Limits, decode, encode_png};
+use crate::image::{DecodedImage, Encoded, Limits, decode, encode_png};
 use crate::loader::open_split;
 use crate::run_config::{RecipeKind, TrainConfig};
 use crate::storage::{Location, PublishMode};
@@ -126,11 +126,13 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let limits = Limits { max_pixels: u64::MAX };
     let original = decode(&row.bytes, &limits).map_err(|error| undecodable(&row.path, &error))?;
     let original = original.turned(orientation.of(&row.bytes));
+    let encoded =
+        Encoded::ingested(&row.bytes, orientation).map_err(|error| undecodable(&row.path, &error))?;
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
     let (mut drawings, mut epochs) = (Vec::new(), Vec::new());
     for &epoch in &options.epochs {
         let draw = |width, height| recipe.draw_for(seed, epoch, *id, width, height);
-        let augmentation = augment(&row.bytes, orientation, draw, image_size, &mut planes)
+        let augmentation = augment(&encoded, draw, image_size, &mut planes)
             .map_err(|error| undecodable(&row.path, &error))?;
         drawings.push(beside(&original, augmentation.crop, &planes, image_size));
         epochs.push(RenderedEpoch { epoch, augmentation });

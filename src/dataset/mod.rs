@@ -295,4 +295,4 @@ pub fn write_label_subset(
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
-mod tests;
+pub(crate) mod tests;

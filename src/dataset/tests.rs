@@ -24,66 +24,76 @@ fn entry_points(image: &[u8]) -> Option<Vec<u8>> {
 
 const IMAGES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
 
-/// Where `published` puts its rows: (shard, row) of each instance.
-const PLACES: [(u32, u32); 5] = [(0, 1), (1, 1), (1, 0), (0, 0), (0, 2)];
-
-fn index_rows(written: &[WrittenShard]) -> Vec<IndexRow> {
-    let place = |id: u32| {
-        let (shard, row) = PLACES[id as usize];
-        let offset = written[shard as usize].offsets[row as usize];
-        let (entry_points_offset, entry_points_bytes) = written[shard as usize].entry_points[row as usize];
-        let bytes = IMAGES[id as usize].len() as u32;
-        Place { shard, row, offset, bytes, width: 3, height: 4, entry_points_offset, entry_points_bytes }
+/// Publishes a dataset with one split, `train`: a shard of each list of rows, in row groups of `row_group`.
+pub(crate) fn publish(
+    dataset: &Location,
+    shards: &[Vec<Row>],
+    row_group: usize,
+    classes: &[&str],
+) -> Manifest {
+    let classes = classes.iter().map(|&class| class.to_owned()).collect();
+    let options = WriterOptions { row_group, classes };
+    let (mut index, mut entries) = (Vec::new(), Vec::new());
+    for (shard, rows) in (0..).zip(shards) {
+        let path = format!("train/shard-{shard:05}.parquet");
+        let mut writer = ShardWriter::start(dataset, &path, &options).expect("started");
+        for row in rows {
+            writer.push(row.clone()).expect("pushed");
+        }
+        let written = writer.finish().expect("published");
+        let places = written.offsets.into_iter().zip(written.entry_points);
+        index.extend((0..).zip(rows.iter().zip(places)).map(|(row, (of, (offset, points)))| IndexRow {
+            id: of.id,
+            label: of.label,
+            path: of.path.clone(),
+            place: Place {
+                shard,
+                row,
+                offset,
+                bytes: of.bytes.len() as u32,
+                width: of.width,
+                height: of.height,
+                entry_points_offset: points.0,
+                entry_points_bytes: points.1,
+            },
+            image: Digest::of(&of.bytes),
+            view: None,
+        }));
+        entries.push(written.entry);
+    }
+    index.sort_by_key(|row| row.id);
+    let mut digest = ContentDigest::default();
+    for row in &index {
+        digest.add(row.id, row.label, row.image);
+    }
+    let split = Split {
+        instances: index.len() as u64,
+        labelled: index.iter().filter(|row| row.label.is_some()).count() as u64,
+        image_bytes: index.iter().map(|row| u64::from(row.place.bytes)).sum(),
+        rejected: 0,
+        digest: digest.finish(),
+        shards: entries,
+        ingest: vec![IngestRecord {
+            program: "test".into(),
+            format: "imagefolder".into(),
+            source_fingerprint: Digest::of(b"source"),
+            options: BTreeMap::new(),
+            instances: index.len() as u64,
+            index: write_index(dataset, "index/train.parquet", &index).expect("written"),
+            report: PartReport::default(),
+        }],
     };
-    let index_row = |id: u32| IndexRow {
-        id: InstanceId(id),
-        label: row(id, b"").label,
-        path: format!("class/{id}.jpg"),
-        place: place(id),
-        image: Digest::of(IMAGES[id as usize]),
-        view: None,
-    };
-    (0..5).map(index_row).collect()
+    let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
+    manifest.publish(dataset, PublishMode::Create).expect("published");
+    manifest
 }
 
 /// A dataset of five rows in two shards, row groups of two.
 fn published() -> (tempfile::TempDir, Location, Manifest) {
     let dir = tempfile::tempdir().expect("a folder");
     let dataset = Location::from_path(dir.path()).expect("a location");
-    let options = WriterOptions { row_group: 2, classes: vec!["a".into(), "b".into()] };
-    let write = |(shard, ids): (usize, Vec<u32>)| {
-        let path = format!("train/shard-{shard:05}.parquet");
-        let mut writer = ShardWriter::start(&dataset, &path, &options).expect("started");
-        for id in ids {
-            writer.push(row(id, IMAGES[id as usize])).expect("pushed");
-        }
-        writer.finish().expect("published")
-    };
-    let written: Vec<_> = [vec![3, 0, 4], vec![2, 1]].into_iter().enumerate().map(write).collect();
-    let mut digest = ContentDigest::default();
-    for (id, image) in (0..).zip(IMAGES) {
-        digest.add(InstanceId(id), row(id, image).label, Digest::of(image));
-    }
-    let index = write_index(&dataset, "index/train.parquet", &index_rows(&written)).expect("written");
-    let split = Split {
-        instances: 5,
-        labelled: 4,
-        image_bytes: 14,
-        rejected: 0,
-        digest: digest.finish(),
-        shards: written.into_iter().map(|written| written.entry).collect(),
-        ingest: vec![IngestRecord {
-            program: "test".into(),
-            format: "imagefolder".into(),
-            source_fingerprint: Digest::of(b"source"),
-            options: BTreeMap::new(),
-            instances: 5,
-            index,
-            report: PartReport::default(),
-        }],
-    };
-    let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
-    manifest.publish(&dataset, PublishMode::Create).expect("published");
+    let rows = |ids: &[u32]| ids.iter().map(|&id| row(id, IMAGES[id as usize])).collect();
+    let manifest = publish(&dataset, &[rows(&[3, 0, 4]), rows(&[2, 1])], 2, &["a", "b"]);
     (dir, dataset, manifest)
 }
 

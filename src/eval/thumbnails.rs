@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use crate::augment::{EvalTransform, evaluate_pixels};
+use crate::augment::{EvalTransform, evaluate};
 use crate::dataset::{Manifest, read_paths};
 use crate::ids::{BankRow, InstanceId};
-use crate::image::{DecodedImage, ExifOrientation, encode_jpeg, probe};
+use crate::image::{DecodedImage, Encoded, ExifOrientation, encode_jpeg, probe};
 use crate::loader::{ReadContext, Source, open_split};
 use crate::storage::Location;
 
@@ -147,7 +147,7 @@ fn square(bytes: &[u8], orientation: ExifOrientation, side: u32) -> Option<Decod
     let plane = (side * side) as usize;
     let mut planes = vec![0; 3 * plane];
     let transform = EvalTransform::ResizeCenterCrop { resize: side, crop: side };
-    evaluate_pixels(bytes, orientation, transform, &mut planes).ok()?;
+    evaluate(&Encoded::ingested(bytes, orientation).ok()?, transform, &mut planes).ok()?;
     let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();
     Some(DecodedImage { width: side, height: side, rgb })
 }

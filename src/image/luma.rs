@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::baseline::{BaselineDecoder, Checked, Frame};
+use super::baseline::{BaselineDecoder, Frame};
 use super::formats::jpeg;
 use super::guard;
 use super::{Colour, DecodedImage, Format, Header, ImageError, Limits, decode, probe};
@@ -38,18 +38,16 @@ pub struct Luma {
 pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma, Option<Vec<u8>>), ImageError> {
     let header = probe(bytes)?;
     limits.check(header.size())?;
-    if (header.format, header.colour) == (Format::Jpeg, Colour::Cmyk) || header.format != Format::Jpeg {
+    if header.format != Format::Jpeg || header.colour == Colour::Cmyk {
         return Ok((header, luma(&decode(bytes, limits)?), None));
     }
-    let checked = guard(header.format.name(), || match checked_baseline(bytes) {
+    let checked = || match with_decoder(bytes, BaselineDecoder::check) {
         Some(checked) => Ok(checked),
-        None if header.colour == Colour::Grey => {
-            Ok(Checked { luma: jpeg::decode_grey(bytes, header)?, entry_points: None })
-        }
-        None => Ok(Checked { luma: luma(&jpeg::decode(bytes, header)?).values, entry_points: None }),
-    })?;
-    let luma = Luma { width: header.width, height: header.height, values: checked.luma };
-    Ok((header, luma, checked.entry_points))
+        None if header.colour == Colour::Grey => Ok((jpeg::decode_grey(bytes, header)?, None)),
+        None => Ok((luma(&jpeg::decode(bytes, header)?).values, None)),
+    };
+    let (values, entry_points) = guard(header.format.name(), checked)?;
+    Ok((header, Luma { width: header.width, height: header.height, values }, entry_points))
 }
 
 /// The entry points of an image that was checked, as [`check`] gives them; no pixel is made.
@@ -68,11 +66,6 @@ pub(crate) fn check_is_libjpegs(bytes: &[u8], limits: &Limits) -> bool {
         (found, Ok(_)) => found.map(drop) == decode(bytes, limits).map(drop),
         (found, Err(_)) => found.is_err(),
     }
-}
-
-/// `None`: not a baseline JPEG, a huge one, or one with something wrong.
-fn checked_baseline(bytes: &[u8]) -> Option<Checked> {
-    with_decoder(bytes, BaselineDecoder::check)
 }
 
 /// `None` also for a file that is not a baseline JPEG, and for a huge one.
@@ -127,7 +120,7 @@ mod tests {
     }
 
     fn baseline_luma(file: &[u8]) -> Option<Vec<u8>> {
-        checked_baseline(file).map(|checked| checked.luma)
+        with_decoder(file, BaselineDecoder::check).map(|(luma, _)| luma)
     }
 
     #[test]

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
 
+pub use formats::jpeg::encode as encode_jpeg;
+pub use formats::png::encode as encode_png;
 #[cfg(feature = "fuzzing")]
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, entry_points, luma};
@@ -132,26 +134,22 @@ pub enum Format {
 impl Format {
     /// The usual ending of its file names.
     pub fn ending(self) -> &'static str {
-        match self {
-            Self::Jpeg => ".jpg",
-            Self::Png => ".png",
-            Self::Gif => ".gif",
-            Self::Webp => ".webp",
-            Self::Bmp => ".bmp",
-            Self::Tiff => ".tif",
-            Self::Pnm => ".pnm",
-        }
+        self.names().0
     }
 
     fn name(self) -> &'static str {
+        self.names().1
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
         match self {
-            Self::Jpeg => "JPEG",
-            Self::Png => "PNG",
-            Self::Gif => "GIF",
-            Self::Webp => "WebP",
-            Self::Bmp => "BMP",
-            Self::Tiff => "TIFF",
-            Self::Pnm => "PNM",
+            Self::Jpeg => (".jpg", "JPEG"),
+            Self::Png => (".png", "PNG"),
+            Self::Gif => (".gif", "GIF"),
+            Self::Webp => (".webp", "WebP"),
+            Self::Bmp => (".bmp", "BMP"),
+            Self::Tiff => (".tif", "TIFF"),
+            Self::Pnm => (".pnm", "PNM"),
         }
     }
 }
@@ -170,7 +168,6 @@ pub struct Header {
 }
 
 impl Header {
-    /// Columns and rows.
     fn size(&self) -> (u32, u32) {
         (self.width, self.height)
     }
@@ -321,22 +318,6 @@ pub fn progressive_to_baseline(bytes: &[u8]) -> Result<Option<Vec<u8>>, ImageErr
         return Ok(None);
     }
     guard(Format::Jpeg.name(), || jpeg::to_baseline(bytes)).map(Some)
-}
-
-/// Encodes as baseline JPEG with 4:2:0 subsampling.
-///
-/// # Errors
-/// If the image is larger than JPEG allows.
-pub fn encode_jpeg(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> {
-    jpeg::encode(image, quality)
-}
-
-/// Encodes as PNG.
-///
-/// # Errors
-/// If the encoder fails.
-pub fn encode_png(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
-    png::encode(image)
 }
 
 /// The sides of an image made smaller so that its longer one has at most `max_side` pixels and its shorter one at

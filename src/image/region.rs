@@ -2,7 +2,9 @@
 
 use super::baseline::{BaselineDecoder, Frame};
 use super::guard;
-use super::{Channels, Format, Header, ImageError, Limits, Orientation, Region, decode, probe};
+use super::{
+    Channels, ExifOrientation, Format, Header, ImageError, Limits, Orientation, Region, decode, probe,
+};
 
 /// Decoded pixels by planes, and the buffers that decoding needs; both are kept from image to image.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +61,15 @@ impl<'a> Encoded<'a> {
         let opened = Self { bytes, limits: *limits, kind, orientation, entry_points: None };
         limits.check(opened.size())?;
         Ok(opened)
+    }
+
+    /// Reads the header of an image of a dataset, which may have any size, and has it turned or not.
+    ///
+    /// # Errors
+    /// As [`Encoded::open`].
+    pub fn ingested(bytes: &'a [u8], orientation: ExifOrientation) -> Result<Self, ImageError> {
+        // It was checked when it was ingested.
+        Ok(Self::open(bytes, &Limits { max_pixels: u64::MAX })?.turned(orientation.of(bytes)))
     }
 
     /// Has the image turned: its size, regions and pixels are then those of the upright one.
@@ -168,7 +179,7 @@ pub mod fuzzing {
     //! A way in for the fuzzer, and for tests of mutated files.
 
     use super::*;
-    use crate::image::{ExifOrientation, check};
+    use crate::image::{DecodedImage, check};
 
     /// Pixels of the largest image that is decoded here.
     const LIMITS: Limits = Limits { max_pixels: 1 << 20 };
@@ -182,6 +193,32 @@ pub mod fuzzing {
     pub fn region(bytes: &[u8]) -> bool {
         let Some((choices, file)) = bytes.split_first_chunk::<CHOICES>() else { return false };
         region_of(file, *choices).is_ok()
+    }
+
+    /// The pixels of a region of a whole image, by planes.
+    pub(in crate::image) fn cut(image: &DecodedImage, region: Region) -> Vec<u8> {
+        let mut planes = Vec::with_capacity(3 * region.width * region.height);
+        for channel in 0..3 {
+            for row in region.top..region.top + region.height {
+                let start = row * image.width as usize + region.left;
+                let line = image.rgb.as_chunks::<3>().0[start..start + region.width].iter();
+                planes.extend(line.map(|pixel| pixel[channel]));
+            }
+        }
+        planes
+    }
+
+    /// Decodes a region, which must have the pixels of the whole image there.
+    pub(in crate::image) fn assert_region(
+        decoder: &mut RegionDecoder,
+        encoded: &Encoded,
+        region: Region,
+        whole: &DecodedImage,
+        what: &str,
+    ) {
+        let planes = decoder.decode(encoded, region, Channels::Rgb).expect("decoded, as the whole image is");
+        let is_same = cut(whole, region).chunks(planes.samples.len()).all(|plane| plane == planes.samples);
+        assert!(is_same, "{what} {}x{} {region:?} {encoded:?}", whole.width, whole.height);
     }
 
     /// # Errors
@@ -215,19 +252,7 @@ pub mod fuzzing {
         let mut decoder = RegionDecoder::default();
         for points in [None, entry_points.as_deref()] {
             let encoded = encoded.clone().with_entry_points(points);
-            let planes = decoder
-                .decode(&encoded, region, Channels::Rgb)
-                .expect("the region of an accepted image is decoded");
-            for row in 0..region.height {
-                for column in 0..region.width {
-                    let at = ((top + row) * width + left + column) * 3;
-                    let found = |channel: usize| {
-                        let plane = channel.min(planes.count - 1) * region.width * region.height;
-                        planes.samples[plane + row * region.width + column]
-                    };
-                    assert_eq!([0, 1, 2].map(found), whole.rgb[at..at + 3], "{region:?} at {column}, {row}");
-                }
-            }
+            assert_region(&mut decoder, &encoded, region, &whole, "mutated");
         }
         if let Some(mut damaged) = entry_points {
             // Wrong pixels, or those of the usual way; never a read outside of the file, or a panic.
@@ -246,24 +271,12 @@ pub mod fuzzing {
 mod tests {
     use turbojpeg::Subsamp;
 
+    use super::fuzzing::{assert_region, cut};
     use super::*;
     use crate::image::tests::{compressed, noisy, with_restart_markers};
-    use crate::image::{DecodedImage, encode_png, entry_points};
+    use crate::image::{encode_png, entry_points};
     use crate::rng::{Purpose, Stream};
     use crate::simd::SimdLevel;
-
-    /// The pixels of a region of a whole image, by planes.
-    fn cut(image: &DecodedImage, region: Region) -> Vec<u8> {
-        let mut planes = Vec::new();
-        for channel in 0..3 {
-            for row in region.top..region.top + region.height {
-                for column in region.left..region.left + region.width {
-                    planes.push(image.rgb[(row * image.width as usize + column) * 3 + channel]);
-                }
-            }
-        }
-        planes
-    }
 
     /// Random regions of an image, the whole first.
     fn regions(stream: &mut Stream, width: u32, height: u32, count: usize) -> Vec<Region> {
@@ -288,16 +301,9 @@ mod tests {
         assert_eq!(encoded.size(), (whole.width, whole.height));
         let points = entry_points(file);
         for region in regions(stream, whole.width, whole.height, count) {
-            let expected = cut(&whole, region);
             for points in [None, points.as_deref()] {
                 let encoded = encoded.clone().with_entry_points(points);
-                let planes = decoder.decode(&encoded, region, Channels::Rgb).expect("decoded");
-                let same = if planes.count == 1 {
-                    expected.chunks(planes.samples.len()).all(|plane| plane == planes.samples)
-                } else {
-                    planes.samples == expected
-                };
-                assert!(same, "{what} {}x{} {region:?} {}", whole.width, whole.height, points.is_some());
+                assert_region(decoder, &encoded, region, &whole, what);
             }
         }
     }

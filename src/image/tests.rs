@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::{DynamicImage, GenericImage, ImageFormat, Rgba};
+use image::{DynamicImage, ImageFormat};
 use serde_json::Value;
 use turbojpeg::Subsamp;
 
@@ -85,17 +85,13 @@ pub(crate) fn saved(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-fn close(a: &DecodedImage, b: &DecodedImage, tolerance: u8) -> bool {
-    (a.width, a.height) == (b.width, b.height)
-        && a.rgb.iter().zip(&b.rgb).all(|(a, b)| a.abs_diff(*b) <= tolerance)
-}
-
 #[test]
 fn a_jpeg_comes_back_nearly_as_it_was() {
     let image = gradient(40, 30);
     let bytes = encode_jpeg(&image, 95).expect("encoded");
     let decoded = decode(&bytes, &Limits::default()).expect("decoded");
-    assert!(close(&decoded, &image, 12));
+    assert_eq!((decoded.width, decoded.height), (image.width, image.height));
+    assert!(decoded.rgb.iter().zip(&image.rgb).all(|(a, b)| a.abs_diff(*b) <= 12));
     assert_eq!(probe(&bytes).expect("a header").format, Format::Jpeg);
 }
 
@@ -125,56 +121,6 @@ fn a_png_has_the_bytes_that_it_always_had() {
     let rgb = image::RgbImage::from_raw(40, 30, image.rgb.clone()).expect("of this size");
     let expected = saved(&DynamicImage::ImageRgb8(rgb), ImageFormat::Png);
     assert_eq!(encode_png(&image).expect("encoded"), expected);
-}
-
-#[test]
-fn grey_is_repeated_and_alpha_is_dropped() {
-    let grey = DynamicImage::ImageLuma8(image::GrayImage::from_pixel(3, 2, image::Luma([77])));
-    for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp] {
-        let decoded = decode(&saved(&grey, format), &Limits::default()).expect("decoded");
-        assert!(decoded.rgb.iter().all(|&value| value.abs_diff(77) <= 1), "{format:?}");
-    }
-    let mut transparent = DynamicImage::new_rgba8(2, 2);
-    transparent.put_pixel(1, 1, Rgba([9, 8, 7, 0]));
-    let decoded = decode(&saved(&transparent, ImageFormat::Png), &Limits::default()).expect("decoded");
-    assert_eq!(decoded.rgb[9..], [9, 8, 7]);
-}
-
-#[test]
-fn sixteen_bits_gif_webp_and_tiff_are_read() {
-    let deep =
-        DynamicImage::ImageRgb16(image::ImageBuffer::from_pixel(4, 4, image::Rgb([0xFFFF, 0x8000, 0])));
-    let decoded = decode(&saved(&deep, ImageFormat::Png), &Limits::default()).expect("decoded");
-    assert_eq!(decoded.rgb[..3], [255, 128, 0]);
-    let flat = DynamicImage::ImageRgb8(image::RgbImage::from_pixel(8, 8, image::Rgb([200, 10, 10])));
-    for format in [ImageFormat::Gif, ImageFormat::WebP, ImageFormat::Tiff] {
-        let decoded = decode(&saved(&flat, format), &Limits::default()).expect("decoded");
-        assert!(decoded.rgb[0].abs_diff(200) <= 4 && decoded.rgb[1].abs_diff(10) <= 4, "{format:?}");
-    }
-}
-
-#[test]
-fn inverted_cmyk_becomes_rgb_as_in_pillow() {
-    // Cyan ink alone, and half black: (C, M, Y, K) = (255, 0, 0, 0) and (0, 0, 0, 128), stored inverted.
-    let mut compressor = turbojpeg::Compressor::new().expect("a compressor");
-    compressor.set_quality(100).expect("quality");
-    compressor.set_subsamp(Subsamp::None).expect("subsampling");
-    compressor.set_colorspace(turbojpeg::Colorspace::CMYK).expect("colour space");
-    for (stored, expected) in [([0, 255, 255, 255], [0, 255, 255]), ([255, 255, 255, 127], [127, 127, 127])] {
-        let pixels = stored.repeat(64);
-        let image = turbojpeg::Image {
-            pixels: pixels.as_slice(),
-            width: 8,
-            pitch: 32,
-            height: 8,
-            format: turbojpeg::PixelFormat::CMYK,
-        };
-        let bytes = compressor.compress_to_vec(image).expect("encoded");
-        assert_eq!(probe(&bytes).expect("a header").colour, Colour::Cmyk);
-        let decoded = decode(&bytes, &Limits::default()).expect("decoded");
-        let near = decoded.rgb[..3].iter().zip(expected).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 2);
-        assert!(near, "{:?} {expected:?}", &decoded.rgb[..3]);
-    }
 }
 
 #[test]
@@ -302,9 +248,8 @@ fn the_end_of_a_thumbnail_is_not_that_of_the_image() {
     assert_eq!(error.to_string(), "JPEG: its end is missing");
 }
 
-/// Mutations of each file in a run of all tests, and in one by hand.
-const FEW: usize = 12;
-const MANY: usize = 1000;
+/// Mutations of each file.
+const MUTATIONS: usize = 12;
 /// No image of these sizes takes longer, in a build without optimisation.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -335,12 +280,12 @@ fn mutated(file: &[u8], stream: &mut Stream) -> Vec<u8> {
     bytes
 }
 
-/// Mutates files, and tells how many were accepted and rejected.
-fn mutate(mutations: impl Fn(&Golden) -> usize) -> (usize, usize) {
+#[test]
+fn mutated_files_are_decoded_or_rejected_with_a_reason() {
     let (mut accepted, mut rejected) = (0, 0);
     for (number, golden) in goldens().into_iter().enumerate() {
         let mut stream = Stream::new(22, Purpose::Test, number as u64, 0);
-        for _ in 0..mutations(&golden) {
+        for _ in 0..MUTATIONS {
             let bytes = mutated(&golden.file, &mut stream);
             let choices = std::array::from_fn(|_| stream.below(256) as u8);
             let start = Instant::now();
@@ -354,23 +299,7 @@ fn mutate(mutations: impl Fn(&Golden) -> usize) -> (usize, usize) {
             assert!(start.elapsed() < LONGEST, "{} took {:?}", golden.name, start.elapsed());
         }
     }
-    (accepted, rejected)
-}
-
-#[test]
-fn mutated_files_are_decoded_or_rejected_with_a_reason() {
-    let (accepted, rejected) = mutate(|_| FEW);
     assert!(accepted > 300 && rejected > 300, "{accepted} accepted, {rejected} rejected");
-}
-
-#[test]
-#[ignore = "takes minutes: a thousand mutations of each kind"]
-fn a_thousand_mutated_files_of_each_kind_are_decoded_or_rejected_with_a_reason() {
-    let kind = |golden: &Golden| golden.name.split(' ').next().unwrap_or_default().to_owned();
-    let all: Vec<String> = goldens().iter().map(kind).collect();
-    let (accepted, rejected) =
-        mutate(|golden| MANY.div_ceil(all.iter().filter(|other| **other == kind(golden)).count()));
-    assert!(accepted + rejected >= 7 * MANY, "{accepted} accepted, {rejected} rejected");
 }
 
 #[test]

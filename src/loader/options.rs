@@ -1,11 +1,10 @@
 //! How an epoch is loaded, and what memory its stages get.
 
-use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::LoaderError;
 use super::plan::order::Shuffle;
-use super::plan::{Passes, PlanOptions, Planner, Portions};
+use super::plan::{Passes, Planner, Portions};
 use super::source::Source;
 use crate::ids::RankShare;
 use crate::run_config::OnCorrupt;
@@ -86,64 +85,45 @@ impl LoaderOptions {
         if self.drop_last { instances / batch } else { instances.div_ceil(batch) }
     }
 
-    /// The plan of these options for a source.
-    pub(super) fn plan(&self, source: &dyn Source, passes: Passes) -> PlanOptions {
-        let exact = matches!(passes, Passes::Shuffled { shuffle: Shuffle::Exact, .. });
-        let portions = if exact || source.reads_rows() { Portions::Rows } else { Portions::Groups };
-        PlanOptions {
-            passes,
-            portions,
-            batch_size: self.batch_size,
-            drop_last: self.drop_last,
-            share: self.share,
-            micro_batches: self.micro_batches,
-            first_epoch: self.epoch,
-            first_step: self.first_step,
-            end_epoch: self.epoch.saturating_add(self.epochs),
-        }
+    /// The epoch before which the loader ends.
+    pub(super) fn end_epoch(&self) -> u64 {
+        self.epoch.saturating_add(self.epochs)
     }
-}
 
-/// What memory the stages get, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct MemoryBudget {
-    /// Encoded images, from the request to the decoder.
-    pub fetched: u64,
-    /// Decoding.
-    pub decoding: u64,
-}
+    /// In which portions a source is read.
+    pub(super) fn portions(&self, source: &dyn Source, passes: Passes) -> Portions {
+        let is_exact = passes == Passes::Shuffled && self.shuffle == Shuffle::Exact;
+        if is_exact || source.reads_rows() { Portions::Rows } else { Portions::Groups }
+    }
 
-impl MemoryBudget {
-    /// Divides the limit.
-    ///
-    /// # Errors
-    /// [`LoaderError::Memory`] if it is too small.
-    pub(super) fn of(
+    /// Divides the memory limit: a budget of encoded images, from the request to the decoder, and one of decoding.
+    pub(super) fn budgets(
+        &self,
         source: &dyn Source,
-        options: &LoaderOptions,
-        plan: PlanOptions,
+        passes: Passes,
         threads: usize,
         side: u32,
-    ) -> Result<Self, LoaderError> {
-        let limit = if options.memory_limit == 0 { DEFAULT_MEMORY } else { options.memory_limit };
-        let own = plan.share.of(plan.batch_size).len() as u64;
+    ) -> Result<(Budget, Budget), LoaderError> {
+        let limit = if self.memory_limit == 0 { DEFAULT_MEMORY } else { self.memory_limit };
+        let own = self.share.of(self.batch_size).len() as u64;
+        let portions = self.portions(source, passes);
         // Those ready, one with each worker, one with the consumer, one given back.
-        let batches = options.prefetch.max(DECODE_WORKERS) as u64 + DECODE_WORKERS as u64 + 2;
+        let batches = self.prefetch.max(DECODE_WORKERS) as u64 + DECODE_WORKERS as u64 + 2;
         let fixed = source.instances().held_bytes + batches * own * 3 * u64::from(side).pow(2);
         let rest = limit.saturating_sub(fixed);
         let decoding = (rest / 4).min(threads as u64 * DECODE_MEMORY_OF_A_THREAD).max(1);
         let rest = rest - decoding.min(rest);
         let batch = own * source.layout().mean_bytes();
-        let (needed, useful, what, advice) = match plan.portions {
+        let (needed, useful, what, advice) = match portions {
             Portions::Rows => {
-                let ahead = options.prefetch as u64 + DECODE_WORKERS as u64 + STEPS_READ_AHEAD;
+                let ahead = self.prefetch as u64 + DECODE_WORKERS as u64 + STEPS_READ_AHEAD;
                 let what = "a batch's images, beside batches, tables and decoding";
                 (source.prepare_rows(rest)? + batch, batch * ahead, what, "lower `--batch-size`")
             }
             Portions::Groups => {
-                let window = Planner::largest_window(source, plan);
+                let window = Planner::largest_window(source, self, passes);
                 let group = source.layout().largest_group();
-                let read = options.read_threads as u64 * 2 * group;
+                let read = self.read_threads as u64 * 2 * group;
                 let what = "a window of row groups, beside batches, tables and decoding";
                 (window + 2 * group + batch, 2 * window + batch + read, what, "lower `--window`")
             }
@@ -151,8 +131,8 @@ impl MemoryBudget {
         if needed > rest {
             return Err(LoaderError::Memory { what, needed: fixed + decoding + needed, limit, advice });
         }
-        let reserved = if plan.portions == Portions::Rows { needed - batch } else { 0 };
-        Ok(Self { fetched: (rest - reserved).min(useful.max(1)), decoding })
+        let reserved = if portions == Portions::Rows { needed - batch } else { 0 };
+        Ok((Budget::new((rest - reserved).min(useful.max(1))), Budget::new(decoding)))
     }
 }
 
@@ -182,7 +162,6 @@ struct State {
 }
 
 impl Budget {
-    /// A budget of `limit` bytes.
     pub(super) fn new(limit: u64) -> Self {
         Self(Arc::new(Shared { limit, state: Mutex::default(), changed: Condvar::new() }))
     }
@@ -239,15 +218,10 @@ impl Shared {
 }
 
 /// Bytes of a budget that are held; dropping it gives them back.
+#[derive(Debug)]
 pub(super) struct Permit {
     budget: Budget,
     bytes: u64,
-}
-
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Permit({} bytes)", self.bytes)
-    }
 }
 
 impl Permit {

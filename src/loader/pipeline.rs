@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::LoaderError;
-use super::options::{Budget, DECODE_WORKERS, LoaderOptions, MemoryBudget};
+use super::options::{Budget, DECODE_WORKERS, LoaderOptions};
 use super::plan::{Batch, Passes, Planner};
 use super::source::{ReadContext, Source};
 use super::stages::{DecodeWorkers, DecodedBatch, View, gather, make, plan, read};
@@ -58,9 +58,8 @@ impl Loader {
         recipe: Recipe,
         options: LoaderOptions,
     ) -> Result<Self, LoaderError> {
-        let LoaderOptions { seed, shuffle, .. } = options;
-        let view = View::Training { recipe, seed };
-        Self::spawn(source, view, Passes::Shuffled { shuffle, seed }, options)
+        let view = View::Training { recipe, seed: options.seed };
+        Self::spawn(source, view, Passes::Shuffled, options)
     }
 
     /// How long the consumer has waited for batches so far.
@@ -98,16 +97,8 @@ impl Loader {
             .build()
             .map_err(|error| LoaderError::Threads(error.into()))?;
         let thread_counts = (options.read_threads.max(1), pool.current_num_threads());
-        let plan_options = options.plan(source.as_ref(), passes);
-        let budgets = MemoryBudget::of(
-            source.as_ref(),
-            &options,
-            plan_options,
-            pool.current_num_threads(),
-            view.side(),
-        )?;
-        let planner = Planner::new(Arc::clone(&source), plan_options);
-        let (fetched, memory) = (Budget::new(budgets.fetched), Budget::new(budgets.decoding));
+        let (fetched, memory) = options.budgets(source.as_ref(), passes, thread_counts.1, view.side())?;
+        let planner = Planner::new(Arc::clone(&source), options, passes);
         let context = ReadContext::default();
         let counters = Arc::clone(&context.counters);
         let shutdown =
@@ -292,8 +283,7 @@ pub fn evaluation_epoch(
     options: LoaderOptions,
 ) -> Result<Loader, LoaderError> {
     let options = LoaderOptions { drop_last: false, epoch: 0, epochs: 1, first_step: 0, ..options };
-    let passes = Passes::Shuffled { shuffle: options.shuffle, seed: options.seed };
-    Loader::spawn(source, View::Evaluation(transform), passes, options)
+    Loader::spawn(source, View::Evaluation(transform), Passes::Shuffled, options)
 }
 
 /// Ends all stages.

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use self::order::{EpochOrder, GroupedOrder, Shuffle};
+use super::LoaderOptions;
 use super::source::Source;
 use crate::ids::{BankRow, BatchIndex, ClassId, InstanceId, RankShare, even_range};
 
@@ -18,10 +19,10 @@ use crate::ids::{BankRow, BatchIndex, ClassId, InstanceId, RankShare, even_range
 const ROWS_OF_A_FETCH: usize = 16;
 
 /// Which images a plan goes through, in which order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passes {
     /// Epochs, each in its own order.
-    Shuffled { shuffle: Shuffle, seed: u64 },
+    Shuffled,
     /// Each image once, in the stored order.
     Stored,
 }
@@ -33,21 +34,6 @@ pub(super) enum Portions {
     Rows,
     /// Whole row groups.
     Groups,
-}
-
-/// What a plan is made from.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PlanOptions {
-    pub passes: Passes,
-    pub portions: Portions,
-    pub batch_size: usize,
-    pub drop_last: bool,
-    pub share: RankShare,
-    pub micro_batches: usize,
-    pub first_epoch: u64,
-    pub first_step: u64,
-    /// The epoch before which the plan ends.
-    pub end_epoch: u64,
 }
 
 /// One step.
@@ -84,7 +70,9 @@ enum Order {
 /// The steps in their order, each with what is fetched before it.
 pub(super) struct Planner {
     source: Arc<dyn Source>,
-    options: PlanOptions,
+    options: LoaderOptions,
+    passes: Passes,
+    portions: Portions,
     order: Order,
     /// By bank row: its slot in the order of the shards; empty where one rank has all.
     slots: Vec<u32>,
@@ -98,13 +86,16 @@ pub(super) struct Planner {
 }
 
 impl Planner {
-    pub(super) fn new(source: Arc<dyn Source>, options: PlanOptions) -> Self {
-        let epoch = options.first_epoch;
-        let order = order(source.as_ref(), options.passes, epoch);
+    pub(super) fn new(source: Arc<dyn Source>, options: LoaderOptions, passes: Passes) -> Self {
+        let epoch = options.epoch;
+        let portions = options.portions(source.as_ref(), passes);
+        let order = order(source.as_ref(), &options, passes, epoch);
         let slots = if options.share.ranks > 1 { source.layout().slots_by_bank_row() } else { Vec::new() };
         let mut planner = Self {
             source,
             options,
+            passes,
+            portions,
             order,
             slots,
             uses_after: Vec::new(),
@@ -133,34 +124,35 @@ impl Planner {
     }
 
     /// The bytes of the largest window, for reading whole row groups.
-    pub(super) fn largest_window(source: &dyn Source, options: PlanOptions) -> u64 {
+    pub(super) fn largest_window(source: &dyn Source, options: &LoaderOptions, passes: Passes) -> u64 {
         let layout = source.layout();
         let bytes = |order: &GroupedOrder| {
             let of = |window| order.groups(window).iter().map(|&group| layout.bytes(group as usize)).sum();
             (0..order.windows()).map(of).max().unwrap_or(0)
         };
-        let last = options.end_epoch.min(options.first_epoch.saturating_add(1));
-        let epochs = options.first_epoch..=last;
-        let orders = epochs.map(|epoch| order(source, options.passes, epoch));
-        orders
-            .map(|order| if let Order::Grouped(order) = order { bytes(&order) } else { 0 })
-            .max()
-            .unwrap_or(0)
+        let last = options.end_epoch().min(options.epoch.saturating_add(1));
+        let largest = (options.epoch..=last).map(|epoch| match order(source, options, passes, epoch) {
+            Order::Grouped(order) => bytes(&order),
+            Order::Exact(_) => 0,
+        });
+        largest.max().unwrap_or(0)
     }
 
     fn uses(&self, epoch: u64) -> Vec<u64> {
         let layout = self.source.layout();
         let groups = layout.groups() as u64;
-        if epoch >= self.options.end_epoch || self.options.portions == Portions::Rows {
-            return vec![u64::MAX; layout.groups()];
+        if epoch < self.options.end_epoch()
+            && self.portions == Portions::Groups
+            && let Order::Grouped(order) = self.order_of(epoch)
+        {
+            let ranks = order.ranks(layout).into_iter();
+            return ranks.map(|rank| rank.saturating_add(epoch * groups)).collect();
         }
-        match order(self.source.as_ref(), self.options.passes, epoch) {
-            Order::Exact(_) => vec![u64::MAX; layout.groups()],
-            Order::Grouped(order) => {
-                let ranks = order.ranks(layout).into_iter();
-                ranks.map(|rank| rank.saturating_add(epoch * groups)).collect()
-            }
-        }
+        vec![u64::MAX; layout.groups()]
+    }
+
+    fn order_of(&self, epoch: u64) -> Order {
+        order(self.source.as_ref(), &self.options, self.passes, epoch)
     }
 
     fn first_epoch_index(&self) -> u64 {
@@ -178,7 +170,7 @@ impl Planner {
         self.epoch += 1;
         self.step = 0;
         self.window = 0;
-        self.order = order(self.source.as_ref(), self.options.passes, self.epoch);
+        self.order = self.order_of(self.epoch);
         self.uses_after = self.uses(self.epoch + 1);
     }
 
@@ -233,7 +225,7 @@ impl Iterator for Planner {
     fn next(&mut self) -> Option<Self::Item> {
         let (rows, batch) = (self.source.len() as u64, self.options.batch_size as u64);
         loop {
-            if self.epoch >= self.options.end_epoch {
+            if self.epoch >= self.options.end_epoch() {
                 return None;
             }
             let start = self.first_epoch_index();
@@ -245,7 +237,7 @@ impl Iterator for Planner {
             let is_last = end == rows || (self.options.drop_last && end + batch > rows);
             let global = self.global(start..end);
             let own = global.shares[self.options.share.rank].clone();
-            let (fetches, discard) = match self.options.portions {
+            let (fetches, discard) = match self.portions {
                 Portions::Groups => self.fetch_groups(start, end, is_last),
                 Portions::Rows => {
                     let row = |index: &BatchIndex| global.bank_rows[index.index()];
@@ -263,15 +255,15 @@ impl Iterator for Planner {
     }
 }
 
-fn order(source: &dyn Source, passes: Passes, epoch: u64) -> Order {
-    match passes {
-        Passes::Shuffled { shuffle: Shuffle::Exact, seed } => {
-            Order::Exact(EpochOrder::new(seed, epoch, source.len()))
+fn order(source: &dyn Source, options: &LoaderOptions, passes: Passes, epoch: u64) -> Order {
+    match (passes, options.shuffle) {
+        (Passes::Stored, _) => Order::Grouped(GroupedOrder::stored(source.layout())),
+        (Passes::Shuffled, Shuffle::Exact) => {
+            Order::Exact(EpochOrder::new(options.seed, epoch, source.len()))
         }
-        Passes::Shuffled { shuffle: Shuffle::Windowed { rows }, seed } => {
-            Order::Grouped(GroupedOrder::shuffled(seed, epoch, source.layout(), rows))
+        (Passes::Shuffled, Shuffle::Windowed { rows }) => {
+            Order::Grouped(GroupedOrder::shuffled(options.seed, epoch, source.layout(), rows))
         }
-        Passes::Stored => Order::Grouped(GroupedOrder::stored(source.layout())),
     }
 }
 

@@ -294,7 +294,6 @@ impl Layout {
         slots
     }
 
-    /// The group of a slot.
     pub(crate) fn group_of_slot(&self, slot: u32) -> u32 {
         self.starts.partition_point(|&start| start <= slot) as u32 - 1
     }

@@ -9,17 +9,16 @@ use rayon::prelude::*;
 
 use super::LoaderError;
 use super::options::{Budget, Permit};
-use super::plan::{Batch, Fetch, GlobalBatch, Planner, Step};
+use super::plan::{Batch, Fetch, Planner, Step};
 use super::source::{Encoded, ReadContext, Source};
-use crate::augment::{EvalTransform, Recipe, Stored, augment_stored, evaluate_stored};
+use crate::augment::{EvalTransform, Recipe, augment, evaluate};
 use crate::ids::{BankRow, BatchIndex, InstanceId};
-use crate::image::ImageError;
+use crate::image::{self, ImageError};
 
 /// Bytes of memory that decoding and augmenting take for each pixel of the image: the decoded image,
 /// the part that is cut out, and what the decoder holds of a progressive one.
 const DECODE_BYTES_OF_A_PIXEL: u64 = 6;
 
-/// What a read task does.
 pub(super) struct Task {
     sequence: u64,
     epoch: u64,
@@ -35,7 +34,6 @@ pub(super) struct HeldImage {
 
 type Row = Result<HeldImage, Arc<LoaderError>>;
 
-/// The rows of a read task.
 pub(super) struct Arrived {
     sequence: u64,
     epoch: u64,
@@ -44,9 +42,7 @@ pub(super) struct Arrived {
 
 /// A batch's images before they are decoded.
 pub(super) struct Work {
-    epoch: u64,
-    step: u64,
-    global: Arc<GlobalBatch>,
+    step: Step,
     rows: Vec<(BankRow, Row)>,
 }
 
@@ -96,7 +92,6 @@ fn size(fetch: &Fetch, source: &dyn Source, mean: u64) -> u64 {
     }
 }
 
-/// Runs read tasks.
 pub(super) fn read(
     source: &dyn Source,
     context: &ReadContext,
@@ -162,8 +157,7 @@ pub(super) fn gather(
             // Whole row groups bring images of other ranks too.
             step.global.bank_rows.iter().for_each(|&bank_row| drop(shelf.remove(&(step.epoch, bank_row))));
         }
-        let work = Work { epoch: step.epoch, step: step.step, global: step.global, rows };
-        if workers[turn % workers.len()].send(work).is_err() {
+        if workers[turn % workers.len()].send(Work { step, rows }).is_err() {
             return;
         }
     }
@@ -191,13 +185,19 @@ impl View {
     ///
     /// # Shape
     /// `out: [3 * side * side]`, planar
-    fn render(self, epoch: u64, id: InstanceId, image: Stored<'_>, out: &mut [u8]) -> Result<(), ImageError> {
+    fn render(
+        self,
+        epoch: u64,
+        id: InstanceId,
+        image: &image::Encoded,
+        out: &mut [u8],
+    ) -> Result<(), ImageError> {
         match self {
             Self::Training { recipe, seed } => {
                 let draw = |width, height| recipe.draw_for(seed, epoch, id, width, height);
-                augment_stored(image, draw, recipe.image_size, out).map(drop)
+                augment(image, draw, recipe.image_size, out).map(drop)
             }
-            Self::Evaluation(transform) => evaluate_stored(image, transform, out),
+            Self::Evaluation(transform) => evaluate(image, transform, out),
         }
     }
 }
@@ -229,12 +229,13 @@ pub(super) fn make(workers: &DecodeWorkers, works: &Receiver<Work>, batches: &Se
 }
 
 fn make_batch(workers: &DecodeWorkers, work: Work) -> DecodedBatch {
+    let epoch = work.step.epoch;
     let image_bytes = 3 * (workers.view.side() as usize).pow(2);
     let bank_rows: Vec<BankRow> = work.rows.iter().map(|(bank_row, _)| *bank_row).collect();
     let mut pixels = workers.buffers.try_recv().unwrap_or_default();
     pixels.resize(bank_rows.len() * image_bytes, 0);
     let render = |((bank_row, row), out): ((BankRow, Row), &mut [u8])| {
-        let made = row.and_then(|row| render(workers, work.epoch, bank_row, row, out));
+        let made = row.and_then(|row| render(workers, epoch, bank_row, row, out));
         made.err().map(|error| (bank_row, error))
     };
     let rows = work.rows.into_par_iter().zip(pixels.par_chunks_mut(image_bytes));
@@ -251,9 +252,9 @@ fn make_batch(workers: &DecodeWorkers, work: Work) -> DecodedBatch {
     let bank_rows: Vec<BankRow> = kept.into_iter().map(|row| bank_rows[row]).collect();
     let source = workers.source.as_ref();
     let batch = Batch {
-        epoch: work.epoch,
-        step_in_epoch: work.step,
-        global: work.global,
+        epoch,
+        step_in_epoch: work.step.step,
+        global: work.step.global,
         ids: bank_rows.iter().map(|bank_row| source.ids()[bank_row.row()]).collect(),
         labels: bank_rows.iter().map(|bank_row| source.labels()[bank_row.row()]).collect(),
         bank_rows,
@@ -279,9 +280,11 @@ fn render(
     let _memory = workers.memory.acquire(needed).ok_or_else(stopped)?;
     let id = workers.source.ids()[bank_row.row()];
     let orientation = workers.source.instances().exif_orientation;
-    let entry_points = encoded.entry_points.as_deref();
-    let image = Stored { bytes: &encoded.bytes, orientation, entry_points };
-    let rendered = workers.context.counters.make_busy.time(|| workers.view.render(epoch, id, image, out));
+    let rendered = workers.context.counters.make_busy.time(|| {
+        let image = image::Encoded::ingested(&encoded.bytes, orientation)?;
+        let image = image.with_entry_points(encoded.entry_points.as_deref());
+        workers.view.render(epoch, id, &image, out)
+    });
     drop((encoded, permit));
     rendered.map_err(|source| {
         Arc::new(LoaderError::Image { id, record: workers.source.record(bank_row), source })

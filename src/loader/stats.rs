@@ -136,7 +136,6 @@ counted! {
 }
 
 impl Counters {
-    /// Counts a read of the dataset.
     pub(super) fn count_read(&self, bytes: &[u8]) {
         self.requests.add(1);
         self.bytes.add(bytes.len() as u64);

@@ -3,25 +3,22 @@
 mod orders;
 mod streams;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::*;
-use crate::augment::{EvalTransform, Recipe, augment};
-use crate::dataset::{
-    ContentDigest, DatasetError, IndexRow, IngestRecord, Manifest, PartReport, Place, Row, ShardWriter,
-    Split, WriterOptions, write_index,
-};
+use crate::augment::{Recipe, augment};
+use crate::dataset::{DatasetError, Manifest, Row};
 use crate::ids::{BankRow, ClassId, InstanceId};
-use crate::image::{DecodedImage, ExifOrientation, encode_png};
+use crate::image::{self, DecodedImage, ExifOrientation, encode_png};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::OnCorrupt;
-use crate::storage::{Cancel, Digest, Location, PublishMode};
+use crate::storage::{Cancel, Location, PublishMode};
 
 const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
 
@@ -57,66 +54,16 @@ fn batches(source: &Arc<dyn Source>, options: LoaderOptions) -> Vec<Batch> {
     loader.collect::<Result<_, _>>().expect("batches")
 }
 
-/// Publishes a dataset with one split, `train`: three shards, row groups of `row_group`; rows are assigned to the
-/// shards in an order that is not that of the ids.
+fn ids(batches: &[Batch]) -> Vec<u32> {
+    batches.iter().flat_map(|batch| batch.ids.iter().map(|id| id.0)).collect()
+}
+
+/// Publishes a dataset of three shards, to which rows are assigned in an order that is not that of the ids.
 fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Manifest {
-    let options = WriterOptions { row_group, classes: vec!["a".into(), "b".into(), "c".into()] };
-    let mut assigned: Vec<&Row> = rows.iter().collect();
+    let mut assigned = rows.to_vec();
     Stream::new(5, Purpose::Test, 0, 0).shuffle(&mut assigned);
-    let mut index = Vec::new();
-    let mut shards = Vec::new();
-    for (shard, rows) in (0..).zip(assigned.chunks(rows.len().div_ceil(3))) {
-        let path = format!("train/shard-{shard:05}.parquet");
-        let mut writer = ShardWriter::start(dataset, &path, &options).expect("started");
-        for row in rows {
-            writer.push((*row).clone()).expect("pushed");
-        }
-        let written = writer.finish().expect("published");
-        let places = written.offsets.into_iter().zip(written.entry_points);
-        index.extend((0..).zip(rows.iter().zip(places)).map(|(row, (of, place))| IndexRow {
-            id: of.id,
-            label: of.label,
-            path: of.path.clone(),
-            place: Place {
-                shard,
-                row,
-                offset: place.0,
-                bytes: of.bytes.len() as u32,
-                width: of.width,
-                height: of.height,
-                entry_points_offset: place.1.0,
-                entry_points_bytes: place.1.1,
-            },
-            image: Digest::of(&of.bytes),
-            view: None,
-        }));
-        shards.push(written.entry);
-    }
-    index.sort_by_key(|row| row.id);
-    let mut digest = ContentDigest::default();
-    for row in rows {
-        digest.add(row.id, row.label, Digest::of(&row.bytes));
-    }
-    let split = Split {
-        instances: rows.len() as u64,
-        labelled: rows.len() as u64,
-        image_bytes: rows.iter().map(|row| row.bytes.len() as u64).sum(),
-        rejected: 0,
-        digest: digest.finish(),
-        shards,
-        ingest: vec![IngestRecord {
-            program: "test".into(),
-            format: "test".into(),
-            source_fingerprint: Digest::of(b"source"),
-            options: BTreeMap::new(),
-            instances: rows.len() as u64,
-            index: write_index(dataset, "index/train.parquet", &index).expect("written"),
-            report: PartReport::default(),
-        }],
-    };
-    let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
-    manifest.publish(dataset, PublishMode::Create).expect("published");
-    manifest
+    let shards: Vec<_> = assigned.chunks(rows.len().div_ceil(3)).map(<[Row]>::to_vec).collect();
+    crate::dataset::tests::publish(dataset, &shards, row_group, &["a", "b", "c"])
 }
 
 /// A location on this machine for a dataset.
@@ -153,21 +100,11 @@ fn batches_do_not_depend_on_threads_or_prefetch() {
 #[test]
 fn every_instance_comes_exactly_once_and_the_last_batch_is_short() {
     let all = batches(&source(30), options());
-    let mut ids: Vec<u32> = all.iter().flat_map(|batch| batch.ids.iter().map(|id| id.0)).collect();
+    let mut ids = ids(&all);
     ids.sort_unstable();
     assert_eq!(ids, (0..30).collect::<Vec<_>>());
     assert_eq!(all[3].ids.len(), 6);
     assert_eq!(batches(&source(30), LoaderOptions { drop_last: true, ..options() }).len(), 3);
-}
-
-#[test]
-fn resuming_at_any_step_gives_the_rest_of_the_epoch() {
-    let source = source(30);
-    let whole = batches(&source, options());
-    for first_step in 0..=4 {
-        let rest = batches(&source, LoaderOptions { first_step, ..options() });
-        assert_eq!(rest, whole[first_step as usize..]);
-    }
 }
 
 #[test]
@@ -181,7 +118,8 @@ fn pixels_belong_to_the_id_that_the_batch_names() {
                 Recipe::imagenet(16).draw(&mut stream, width, height)
             };
             let mut expected = vec![0; 3 * 16 * 16];
-            augment(&row.bytes, ExifOrientation::Ignore, draw, 16, &mut expected).expect("a good image");
+            let image = image::Encoded::ingested(&row.bytes, ExifOrientation::Ignore).expect("a good image");
+            augment(&image, draw, 16, &mut expected).expect("a good image");
             assert_eq!(pixels, expected);
         }
     }
@@ -196,17 +134,6 @@ fn epochs_differ_in_order_and_pixels() {
     assert_ne!(first[0].pixels, second[0].pixels);
 }
 
-#[test]
-fn evaluation_sees_each_image_once() {
-    let transform = EvalTransform::ResizeCenterCrop { resize: 18, crop: 16 };
-    let all: Vec<Batch> = evaluation_batches(source(30), transform, 7, 2)
-        .expect("started")
-        .collect::<Result<_, _>>()
-        .expect("batches");
-    let ids: Vec<u32> = all.iter().flat_map(|batch| batch.ids.iter().map(|id| id.0)).collect();
-    assert_eq!(ids, (0..30).collect::<Vec<_>>());
-}
-
 /// What hangs does so for ever; a busy machine takes its time.
 const AT_ONCE: Duration = Duration::from_secs(30);
 
@@ -219,22 +146,28 @@ enum Trouble {
     Hang,
 }
 
-/// A source in memory with trouble after some reads.
-struct Troubled {
+/// A source in memory that records which row groups were read.
+struct Watched {
     inner: MemorySource,
-    trouble: Trouble,
-    good_reads: usize,
+    /// Whether it is read in whole row groups, as one in an object store is.
+    in_groups: bool,
+    groups: Mutex<BTreeSet<usize>>,
+    /// What happens, after how many reads.
+    trouble: Option<(Trouble, usize)>,
     reads: AtomicUsize,
 }
 
-impl Troubled {
-    fn source(trouble: Trouble, good_reads: usize) -> Arc<dyn Source> {
-        let inner = MemorySource::new(rows(100));
-        Arc::new(Self { inner, trouble, good_reads, reads: AtomicUsize::new(0) })
+impl Watched {
+    fn new(inner: MemorySource, in_groups: bool, trouble: Option<(Trouble, usize)>) -> Arc<Self> {
+        Arc::new(Self { inner, in_groups, groups: Mutex::default(), trouble, reads: AtomicUsize::new(0) })
     }
 }
 
-impl Source for Troubled {
+fn troubled(trouble: Trouble, good_reads: usize) -> Arc<dyn Source> {
+    Watched::new(MemorySource::new(rows(100)), false, Some((trouble, good_reads)))
+}
+
+impl Source for Watched {
     fn instances(&self) -> &Instances {
         self.inner.instances()
     }
@@ -248,16 +181,24 @@ impl Source for Troubled {
     }
 
     fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched> {
-        if self.reads.fetch_add(1, Ordering::Relaxed) < self.good_reads {
-            return self.inner.fetch_rows(bank_rows, context);
-        }
-        match self.trouble {
-            Trouble::Panic => panic!("a bug in a source"),
-            Trouble::Hang => wait_for(&context.cancel),
-            Trouble::Fail => {}
+        let read = self.reads.fetch_add(1, Ordering::Relaxed);
+        match self.trouble.filter(|(_, good_reads)| read >= *good_reads) {
+            None => return self.inner.fetch_rows(bank_rows, context),
+            Some((Trouble::Panic, _)) => panic!("a bug in a source"),
+            Some((Trouble::Hang, _)) => wait_for(&context.cancel),
+            Some((Trouble::Fail, _)) => {}
         }
         let fail = || Arc::new(DatasetError::NotThere { dataset: "x".into() }.into());
         bank_rows.iter().map(|_| Err(fail())).collect()
+    }
+
+    fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
+        self.groups.lock().expect("a lock").insert(group);
+        self.inner.fetch_group(group, context)
+    }
+
+    fn reads_rows(&self) -> bool {
+        !self.in_groups
     }
 }
 
@@ -279,12 +220,9 @@ fn threads_are_gone(source: &Arc<dyn Source>) -> bool {
 
 #[test]
 fn a_dropped_loader_ends_its_threads_whatever_they_are_doing() {
-    for (source, batches) in [
-        (source(400), 0),
-        (source(400), 1),
-        (Troubled::source(Trouble::Hang, 0), 0),
-        (Troubled::source(Trouble::Hang, 4), 1),
-    ] {
+    for (source, batches) in
+        [(source(400), 0), (source(400), 1), (troubled(Trouble::Hang, 0), 0), (troubled(Trouble::Hang, 4), 1)]
+    {
         let mut loader = started(&source, 3);
         for _ in 0..batches {
             loader.next().expect("a batch").expect("a good one");
@@ -298,7 +236,7 @@ fn a_dropped_loader_ends_its_threads_whatever_they_are_doing() {
 
 #[test]
 fn an_error_of_the_source_reaches_the_consumer_once() {
-    let source = Troubled::source(Trouble::Fail, 0);
+    let source = troubled(Trouble::Fail, 0);
     let mut loader = started(&source, 2);
     assert!(loader.next().expect("an answer").is_err());
     assert!(loader.next().is_none());
@@ -308,7 +246,7 @@ fn an_error_of_the_source_reaches_the_consumer_once() {
 
 #[test]
 fn a_panic_of_a_stage_reaches_the_consumer() {
-    let source = Troubled::source(Trouble::Panic, 3);
+    let source = troubled(Trouble::Panic, 3);
     let loader = started(&source, 2);
     let asked = Instant::now();
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -321,7 +259,7 @@ fn a_panic_of_a_stage_reaches_the_consumer() {
 
 #[test]
 fn a_consumer_that_waits_for_a_store_that_hangs_can_be_stopped() {
-    let source = Troubled::source(Trouble::Hang, 0);
+    let source = troubled(Trouble::Hang, 0);
     let mut loader = started(&source, 2);
     let stop = Arc::new(AtomicBool::new(false));
     let stopper = std::thread::spawn({
@@ -408,8 +346,7 @@ fn more_corrupt_images_than_allowed_are_an_error_that_names_the_last() {
 fn memory_that_is_given_back_is_used_again_without_a_trace() {
     let source = source(60);
     let expected = batches(&source, options());
-    let loader = Loader::start(source, Recipe::imagenet(16), options()).expect("started");
-    let mut loader = loader;
+    let mut loader = Loader::start(source, Recipe::imagenet(16), options()).expect("started");
     for expected in expected {
         let batch = loader.next().expect("a batch").expect("a good one");
         assert_eq!(batch, expected);

@@ -10,24 +10,11 @@ use url::Url;
 
 /// The supported schemes, in lower case.
 const SUPPORTED: [&str; 7] = ["s3", "s3a", "gs", "az", "abfs", "abfss", "file"];
-/// Schemes of other programs, with ours for the same store or an empty text.
-const OTHERS: [(&str, &str); 15] = [
-    ("s3n", "s3"),
-    ("gcs", "gs"),
-    ("azure", "az"),
-    ("wasb", "az"),
-    ("wasbs", "az"),
-    ("http", ""),
-    ("https", ""),
-    ("ftp", ""),
-    ("sftp", ""),
-    ("ssh", ""),
-    ("hdfs", ""),
-    ("viewfs", ""),
-    ("hf", ""),
-    ("dbfs", ""),
-    ("oss", ""),
-];
+/// Schemes of other programs, each with ours for the same store.
+const TRANSLATED: [(&str, &str); 5] =
+    [("s3n", "s3"), ("gcs", "gs"), ("azure", "az"), ("wasb", "az"), ("wasbs", "az")];
+/// Schemes without one of ours.
+const FOREIGN: [&str; 10] = ["http", "https", "ftp", "sftp", "ssh", "hdfs", "viewfs", "hf", "dbfs", "oss"];
 
 /// A location, as a text names it.
 #[derive(Debug, PartialEq, Eq)]
@@ -114,7 +101,9 @@ impl Address {
 fn almost_url(text: &str) -> Option<String> {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric())?;
     let (scheme, rest) = (text[..end].to_lowercase(), &text[end..]);
-    let known = SUPPORTED.contains(&scheme.as_str()) || OTHERS.iter().any(|(other, _)| *other == scheme);
+    let known = SUPPORTED.contains(&scheme.as_str())
+        || FOREIGN.contains(&scheme.as_str())
+        || TRANSLATED.iter().any(|(other, _)| *other == scheme);
     // `s3:x`, `s3:/x`, `s3:\x` and `s3//x`; `s3/x` is a path.
     if !known || !(rest.starts_with(':') || rest.starts_with("//")) {
         return None;
@@ -140,7 +129,7 @@ fn instead_of(scheme: &str, rest: &str) -> Option<String> {
             "`s3://BUCKET/KEY` with `--storage-option aws_endpoint=` and the server's address".to_owned()
         }));
     }
-    let (_, ours) = OTHERS.iter().find(|(other, ours)| *other == scheme && !ours.is_empty())?;
+    let (_, ours) = TRANSLATED.iter().find(|(other, _)| *other == scheme)?;
     match host.split_once('@') {
         Some((container, host)) => azure(scheme, container, host, path),
         None => Some(format!("`{ours}://{rest}`")),

@@ -8,17 +8,15 @@
 //! Others may write into the folder, too: no link is followed there, and no pipe blocks a reader.
 
 use std::fs::{File, TryLockError};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, unlinkat};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
 use super::{Digest, StorageError};
 
@@ -28,9 +26,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(30);
 /// An unknown entry that no job has used for this long may be removed.
 const IDLE: Duration = Duration::from_secs(3600);
-/// The lock, and the folder of incomplete files.
+/// The lock, and the file that its holder writes.
 const LOCK: &str = "lock";
-const UNFINISHED: &str = "unfinished";
+const UNFINISHED: &str = "unfinished.blob";
 
 /// A folder of limited size, with files under their digests.
 #[derive(Debug)]
@@ -41,21 +39,9 @@ pub struct BlobCache {
     paused: Mutex<Option<Instant>>,
 }
 
-/// Whether bytes were kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
-    /// They are in the cache.
-    Yes,
-    /// All other entries are needed sooner.
-    NoRoom,
-    /// The folder cannot be changed now.
-    NotNow,
-}
-
 /// A file of the folder.
 struct Entry {
     digest: Digest,
-    path: PathBuf,
     bytes: u64,
     used: SystemTime,
 }
@@ -67,7 +53,7 @@ impl BlobCache {
     /// If the folder cannot be made.
     pub fn open(folder: &Path, limit: u64) -> Result<Self, StorageError> {
         let cache = Self { folder: folder.to_owned(), limit, paused: Mutex::new(None) };
-        std::fs::create_dir_all(folder.join(UNFINISHED)).map_err(|source| StorageError::Failed {
+        std::fs::create_dir_all(folder).map_err(|source| StorageError::Failed {
             operation: "write",
             location: folder.display().to_string(),
             local: true,
@@ -108,20 +94,18 @@ impl BlobCache {
     /// Keeps bytes under their digest, if need be in place of others that are needed later.
     ///
     /// `next_use` gives the time of the next use, in any unit; `None` for unknown entries, which are removed only if
-    /// no job has used them for an hour.
-    pub fn put(&self, digest: Digest, contents: &[u8], next_use: &dyn Fn(Digest) -> Option<u64>) -> Kept {
+    /// no job has used them for an hour. `false`: all other entries are needed sooner, or the folder cannot be changed
+    /// now.
+    pub fn put(&self, digest: Digest, contents: &[u8], next_use: &dyn Fn(Digest) -> Option<u64>) -> bool {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         if paused.is_some_and(|until| Instant::now() < until) {
-            return Kept::NotNow;
+            return false;
         }
-        match self.put_locked(digest, contents, next_use) {
-            Ok(kept) => kept,
-            Err(error) => {
-                tracing::warn!("{}: pausing the cache for 30 s: {error}", self.folder.display());
-                *paused = Some(Instant::now() + PAUSE);
-                Kept::NotNow
-            }
-        }
+        self.put_locked(digest, contents, next_use).unwrap_or_else(|error| {
+            tracing::warn!("{}: pausing the cache for 30 s: {error}", self.folder.display());
+            *paused = Some(Instant::now() + PAUSE);
+            false
+        })
     }
 
     fn put_locked(
@@ -129,28 +113,26 @@ impl BlobCache {
         digest: Digest,
         contents: &[u8],
         next_use: &dyn Fn(Digest) -> Option<u64>,
-    ) -> std::io::Result<Kept> {
+    ) -> std::io::Result<bool> {
         let _lock = self.lock()?;
-        let unfinished = self.unfinished()?;
-        remove_all(&unfinished)?;
+        let unfinished = self.folder.join(UNFINISHED);
+        // What a killed job left.
+        remove_if_there(&unfinished)?;
         let path = self.path(digest);
         if std::fs::symlink_metadata(&path).is_ok_and(|there| there.is_file()) {
-            return Ok(Kept::Yes);
+            return Ok(true);
         }
         if !self.make_room(contents.len() as u64, next_use(digest), next_use)? {
-            return Ok(Kept::NoRoom);
+            return Ok(false);
         }
-        let name = digest.to_string();
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let written = File::from(openat(&unfinished, &name, flags, Mode::from_raw_mode(0o666))?)
-            .write_all(contents)
-            .and_then(|()| Ok(renameat(&unfinished, &name, CWD, &path)?));
-        if let Err(error) = written {
+        let written = create(&unfinished)
+            .and_then(|mut file| file.write_all(contents))
+            .and_then(|()| std::fs::rename(&unfinished, &path));
+        if written.is_err() {
             // On a full disk it would only take space; the first error counts.
-            let _ = unlinkat(&unfinished, &name, AtFlags::empty());
-            return Err(error);
+            let _ = remove_if_there(&unfinished);
         }
-        Ok(Kept::Yes)
+        written.map(|()| true)
     }
 
     /// The lock of the folder, released when the file is dropped.
@@ -166,12 +148,6 @@ impl BlobCache {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// The folder of incomplete files; a link to another folder is an error.
-    fn unfinished(&self) -> std::io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(openat(CWD, self.folder.join(UNFINISHED), flags, Mode::empty())?)
     }
 
     /// Whether `bytes` fit, after removing entries needed later than `own_use`, the latest first.
@@ -201,7 +177,7 @@ impl BlobCache {
         }
         while total.saturating_add(bytes) > self.limit {
             let Some((.., entry)) = victims.pop() else { return Ok(false) };
-            std::fs::remove_file(&entry.path)?;
+            std::fs::remove_file(self.path(entry.digest))?;
             total -= entry.bytes;
         }
         Ok(true)
@@ -213,8 +189,7 @@ impl BlobCache {
             let found = found?;
             let digest = found.file_name().to_str().and_then(|name| Digest::try_from(name.to_owned()).ok());
             let (Some(digest), Ok(metadata)) = (digest, found.metadata()) else { continue };
-            let used = metadata.modified()?;
-            entries.push(Entry { digest, path: found.path(), bytes: metadata.len(), used });
+            entries.push(Entry { digest, bytes: metadata.len(), used: metadata.modified()? });
         }
         Ok(entries)
     }
@@ -224,16 +199,16 @@ impl BlobCache {
     }
 }
 
-/// Removes what a killed job left in a folder; only the holder of the lock writes there.
-fn remove_all(folder: &OwnedFd) -> std::io::Result<()> {
-    for entry in Dir::read_from(folder)? {
-        match unlinkat(folder, entry?.file_name(), AtFlags::empty()) {
-            // `.`, `..` and folders of others.
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            removed => removed?,
-        }
+fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "it gets its name once it is whole")]
+fn create(path: &Path) -> std::io::Result<File> {
+    File::options().write(true).create_new(true).open(path)
 }
 
 /// Opens a file for reading; a link, a pipe or another kind is an error at once.
@@ -276,7 +251,7 @@ mod tests {
         move |digest| (0..).zip(uses).find(|(number, _)| blob(*number).0 == digest).map(|(_, &at)| at)
     }
 
-    fn put(cache: &BlobCache, number: u8, uses: &[u64]) -> Kept {
+    fn put(cache: &BlobCache, number: u8, uses: &[u64]) -> bool {
         let (digest, contents) = blob(number);
         cache.put(digest, &contents, &known(uses))
     }
@@ -290,7 +265,7 @@ mod tests {
         let (_dir, cache) = opened(1000);
         let (digest, contents) = blob(1);
         assert_eq!(cache.get(digest), None);
-        assert_eq!(put(&cache, 1, &[]), Kept::Yes);
+        assert!(put(&cache, 1, &[]));
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
         assert_eq!(cache.read(digest, 3..5).as_deref(), Some([1, 1].as_slice()));
         assert_eq!(cache.read(digest, 90..101), None);
@@ -302,21 +277,21 @@ mod tests {
     fn what_is_needed_latest_goes_first_and_never_for_what_is_needed_later() {
         let (_dir, cache) = opened(250);
         let uses = [10, 30, 20, 40];
-        assert_eq!((put(&cache, 0, &uses), put(&cache, 1, &uses)), (Kept::Yes, Kept::Yes));
-        assert_eq!(put(&cache, 3, &uses), Kept::NoRoom);
+        assert!(put(&cache, 0, &uses) && put(&cache, 1, &uses));
+        assert!(!put(&cache, 3, &uses));
         assert_eq!(held(&cache), [0, 1]);
-        assert_eq!(put(&cache, 2, &uses), Kept::Yes);
+        assert!(put(&cache, 2, &uses));
         assert_eq!(held(&cache), [0, 2]);
     }
 
     #[test]
     fn what_another_job_used_lately_stays() {
         let (_dir, cache) = opened(150);
-        assert_eq!(put(&cache, 7, &[]), Kept::Yes);
-        assert_eq!(put(&cache, 0, &[1]), Kept::NoRoom);
+        assert!(put(&cache, 7, &[]));
+        assert!(!put(&cache, 0, &[1]));
         let long_ago = SystemTime::now() - 2 * IDLE;
         File::open(cache.path(blob(7).0)).and_then(|file| file.set_modified(long_ago)).expect("aged");
-        assert_eq!(put(&cache, 0, &[1]), Kept::Yes);
+        assert!(put(&cache, 0, &[1]));
         assert_eq!(held(&cache), [0]);
     }
 
@@ -325,19 +300,19 @@ mod tests {
         let (_dir, cache) = opened(1000);
         let lock = cache.lock().expect("free");
         let asked = Instant::now();
-        assert_eq!(put(&cache, 1, &[]), Kept::NotNow);
-        assert_eq!(put(&cache, 2, &[]), Kept::NotNow);
+        assert!(!put(&cache, 1, &[]));
+        assert!(!put(&cache, 2, &[]));
         assert!(asked.elapsed() < 3 * LOCK_PATIENCE);
         drop(lock);
         let again = BlobCache::open(&cache.folder, 1000).expect("opened");
-        assert_eq!(put(&again, 1, &[]), Kept::Yes);
+        assert!(put(&again, 1, &[]));
     }
 
     #[test]
     fn a_folder_that_cannot_be_written_is_no_error() {
         let (dir, cache) = opened(1000);
         std::fs::remove_dir_all(dir.path()).expect("removed");
-        assert_eq!(put(&cache, 1, &[]), Kept::NotNow);
+        assert!(!put(&cache, 1, &[]));
         assert_eq!(cache.get(blob(1).0), None);
     }
 
@@ -345,39 +320,27 @@ mod tests {
     fn a_write_that_fails_leaves_nothing() {
         let (_dir, cache) = opened(1 << 20);
         std::fs::create_dir_all(cache.path(blob(1).0).join("full")).expect("a folder of that name");
-        assert_eq!(put(&cache, 1, &[]), Kept::NotNow);
-        assert_eq!(std::fs::read_dir(cache.folder.join(UNFINISHED)).expect("listed").count(), 0);
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "a file of somebody else")]
-    fn plant(path: &Path) {
-        std::fs::write(path, "precious").expect("a file");
+        assert!(!put(&cache, 1, &[]));
+        assert!(!cache.folder.join(UNFINISHED).exists());
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a file of somebody else")]
     fn links_that_others_put_there_are_not_followed() {
         let (dir, cache) = opened(1000);
         let (digest, contents) = blob(1);
-        let (victim, other) = (dir.path().join("victim"), dir.path().join("other"));
-        plant(&victim);
-        std::os::unix::fs::symlink(&victim, cache.folder.join(UNFINISHED).join(digest.to_string()))
-            .expect("a link");
-        assert_eq!(put(&cache, 1, &[]), Kept::Yes);
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "precious").expect("a file");
+        std::os::unix::fs::symlink(&victim, cache.folder.join(UNFINISHED)).expect("a link");
+        assert!(put(&cache, 1, &[]));
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
         assert_eq!(std::fs::read(&victim).expect("there"), b"precious");
         // A link under a digest's name is nothing, and is replaced.
         cache.remove(digest);
         std::os::unix::fs::symlink(&victim, cache.path(digest)).expect("a link");
         assert_eq!(cache.get(digest), None);
-        assert_eq!(put(&cache, 1, &[]), Kept::Yes);
+        assert!(put(&cache, 1, &[]));
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
-        // Nor is the folder itself followed, of which everything is removed.
-        std::fs::remove_dir(cache.folder.join(UNFINISHED)).expect("removed");
-        std::fs::create_dir(&other).expect("a folder");
-        plant(&other.join("file"));
-        std::os::unix::fs::symlink(&other, cache.folder.join(UNFINISHED)).expect("a link");
-        assert_eq!(put(&cache, 2, &[]), Kept::NotNow);
-        assert!(other.join("file").exists());
     }
 
     #[test]
@@ -387,7 +350,7 @@ mod tests {
         let made = Command::new("mkfifo").arg(cache.path(digest)).status().expect("mkfifo");
         assert!(made.success());
         assert_eq!((cache.get(digest), cache.read(digest, 0..1)), (None, None));
-        assert_eq!(put(&cache, 1, &[]), Kept::Yes);
+        assert!(put(&cache, 1, &[]));
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
     }
 
@@ -443,8 +406,8 @@ mod tests {
                 assert_eq!(Digest::of(&cache.get(entry.digest).expect("readable")), entry.digest);
             }
             // The dead one's lock is free.
-            assert_eq!(put(&cache, round as u8, &[]), Kept::Yes);
-            assert_eq!(std::fs::read_dir(cache.folder.join(UNFINISHED)).expect("listed").count(), 0);
+            assert!(put(&cache, round as u8, &[]));
+            assert!(!cache.folder.join(UNFINISHED).exists());
         }
     }
 }

@@ -8,7 +8,6 @@
 //! lock, since it may lack conditional creates.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
@@ -25,22 +24,14 @@ use super::{Location, PublishMode, StorageError, block_on, handle};
 const NAMING: Duration = Duration::from_secs(1);
 
 /// A lock that is held; dropping it releases it.
+#[derive(Debug)]
 pub struct Lock(Held);
 
+#[derive(Debug)]
 enum Held {
-    Local { file: Option<File>, location: Location },
+    Local { _file: File, location: Location },
     Lease(Lease),
-    Nothing { location: Location },
-}
-
-impl fmt::Debug for Lock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let location = match &self.0 {
-            Held::Local { location, .. } | Held::Nothing { location } => location,
-            Held::Lease(lease) => &lease.term.lock,
-        };
-        write!(f, "Lock({location})")
-    }
+    Nothing,
 }
 
 impl Lock {
@@ -51,19 +42,17 @@ impl Lock {
     /// [`StorageError::Locked`] where another process holds it; else if the store fails.
     pub fn take(location: &Location) -> Result<Self, StorageError> {
         let holder = format!("process {} on {}", std::process::id(), host());
-        match location.local_path() {
-            Some(path) => match take_file(location, path, &holder, File::try_lock)? {
-                Some(lock) => Ok(lock),
-                None => {
-                    tracing::info!(
-                        "{location}: the file system has no locks (flock); taking a lease of files instead"
-                    );
-                    Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?)))
-                }
-            },
-            None if location.has_single_writer() => Ok(Self(Held::Nothing { location: location.clone() })),
-            None => Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?))),
+        if let Some(path) = location.local_path() {
+            if let Some(lock) = take_file(location, path, &holder, File::try_lock)? {
+                return Ok(lock);
+            }
+            tracing::info!(
+                "{location}: the file system has no locks (flock); taking a lease of files instead"
+            );
+        } else if location.has_single_writer() {
+            return Ok(Self(Held::Nothing));
         }
+        Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?)))
     }
 
     /// Checks that the lock is still held: call it before a step that two processes must not both take.
@@ -73,7 +62,7 @@ impl Lock {
     pub fn check(&self) -> Result<(), StorageError> {
         match &self.0 {
             Held::Lease(lease) => lease.check(),
-            Held::Local { .. } | Held::Nothing { .. } => Ok(()),
+            Held::Local { .. } | Held::Nothing => Ok(()),
         }
     }
 }
@@ -113,7 +102,7 @@ fn take_file(
                     std::thread::sleep(NAMING / 100);
                     continue;
                 }
-                return Err(StorageError::Locked { location: location.to_string(), holder });
+                return Err(locked(location, &holder));
             }
             Err(TryLockError::Error(error)) if has_no_locks(&error) => {
                 // Useless, and in the way of removing the folder.
@@ -128,7 +117,7 @@ fn take_file(
         }
         let named = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
         // Dropped, and so removed, where the disk is full.
-        let lock = Lock(Held::Local { file: Some(file), location: location.clone() });
+        let lock = Lock(Held::Local { _file: file, location: location.clone() });
         return named.map(|()| Some(lock)).map_err(failed);
     }
 }
@@ -154,22 +143,22 @@ fn is_the_file_at(file: &File, path: &Path) -> std::io::Result<bool> {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        match &mut self.0 {
-            Held::Local { file, location } => {
-                let Some(path) = location.local_path() else { return };
-                // Removed while it is locked: a process that opened it meanwhile sees that it is gone.
-                if let Err(error) = std::fs::remove_file(path) {
-                    tracing::warn!("{location}: cannot remove the lock's file: {error}");
-                }
-                if let Some(folder) = path.parent() {
-                    // Fails where the folder is not empty.
-                    let _ = std::fs::remove_dir(folder);
-                }
-                file.take();
+        if let Held::Local { location, .. } = &self.0
+            && let Some(path) = location.local_path()
+        {
+            // Removed while it is locked: a process that opened it meanwhile sees that it is gone.
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!("{location}: cannot remove the lock's file: {error}");
             }
-            // A lease releases itself.
-            Held::Lease(_) | Held::Nothing { .. } => {}
+            remove_empty_folder_of(path);
         }
+    }
+}
+
+/// Fails where the folder is not empty.
+fn remove_empty_folder_of(path: &Path) {
+    if let Some(folder) = path.parent() {
+        let _ = std::fs::remove_dir(folder);
     }
 }
 
@@ -180,20 +169,20 @@ struct Pace {
     patience: Duration,
 }
 
-/// The pace of jobs.
 const PACE: Pace = Pace { beat: Duration::from_secs(10), patience: Duration::from_secs(45) };
 
 /// A lease that is held; dropping it releases it.
+#[derive(Debug)]
 struct Lease {
     term: Term,
     lost: Arc<AtomicBool>,
     heart: JoinHandle<()>,
 }
 
-/// One holder's term.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Term {
     lock: Location,
+    folder: Location,
     number: u64,
     writer: String,
     holder: String,
@@ -208,9 +197,6 @@ struct Files {
 
 impl Lease {
     /// Takes the lease, from a dead holder if need be.
-    ///
-    /// # Errors
-    /// [`StorageError::Locked`] where another process holds it; else if the store fails.
     fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Self, StorageError> {
         let term = block_on(Term::take(lock, holder, pace))?;
         let lost = Arc::new(AtomicBool::new(false));
@@ -218,13 +204,9 @@ impl Lease {
         Ok(Self { term, lost, heart })
     }
 
-    /// Checks with the store that the lease is still held.
-    ///
-    /// # Errors
-    /// [`StorageError::Locked`] where another process took it over.
     fn check(&self) -> Result<(), StorageError> {
         if self.lost.load(Ordering::Acquire) || !block_on(self.term.is_held())? {
-            return Err(self.term.locked("took over while this process paused"));
+            return Err(locked(&self.term.lock, "took over while this process paused"));
         }
         Ok(())
     }
@@ -237,32 +219,31 @@ impl Drop for Lease {
         if let Err(error) = block_on(self.term.release(lost)) {
             tracing::warn!("cannot release the lock: {error}");
         }
-        if let Some(folder) = self.term.lock.local_path().and_then(Path::parent) {
-            // Fails where the folder is not empty.
-            let _ = std::fs::remove_dir(folder);
+        if let Some(path) = self.term.lock.local_path() {
+            remove_empty_folder_of(path);
         }
     }
+}
+
+fn locked(lock: &Location, holder: &str) -> StorageError {
+    StorageError::Locked { location: lock.to_string(), holder: holder.to_owned() }
 }
 
 impl Term {
     /// Takes the lease: the next term, where no process holds the last one.
     async fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Self, StorageError> {
+        let folder = lock.folder().ok_or_else(|| locked(lock, "a bucket itself cannot be locked"))?;
+        let (lock, holder, writer) = (lock.clone(), holder.to_owned(), String::new());
+        let mut term = Self { lock, folder, number: 0, writer, holder };
         loop {
-            let before = Files::read(lock).await?;
-            let number = match before.terms.last_key_value() {
+            let before = term.files().await?;
+            term.number = match before.terms.last_key_value() {
                 None => 0,
-                Some((number, _)) => {
-                    if !before.holder_is_dead(lock, pace).await? {
-                        continue;
-                    }
-                    number + 1
-                }
+                Some(_) if !before.holder_is_dead(&term, pace).await? => continue,
+                Some((number, _)) => number + 1,
             };
-            let (holder, writer) = (holder.to_owned(), writer_id());
-            let term = Self { lock: lock.clone(), number, writer, holder };
-            let Some(file) = term.file(number) else {
-                return Err(term.locked("a bucket itself cannot be locked"));
-            };
+            term.writer = writer_id();
+            let file = term.file(term.number);
             match file.put(term.text().into(), PublishMode::Create).await {
                 Ok(()) => {}
                 // Another process was first.
@@ -270,11 +251,11 @@ impl Term {
                 Err(error) => return Err(error),
             }
             // A new term means that the lease was released and taken meanwhile.
-            let mut after = Files::read(lock).await?.terms;
-            let own = after.remove(&number).is_some_and(|text| text == term.text());
+            let mut after = term.files().await?.terms;
+            let own = after.remove(&term.number).is_some_and(|text| text == term.text());
             if own && after.iter().all(|(number, text)| before.terms.get(number) == Some(text)) {
-                if number > 0 {
-                    tracing::warn!("{lock}: its holder is gone; taken over");
+                if term.number > 0 {
+                    tracing::warn!("{}: its holder is gone; taken over", term.lock);
                 }
                 return Ok(term);
             }
@@ -282,55 +263,64 @@ impl Term {
         }
     }
 
-    fn file(&self, number: u64) -> Option<Location> {
-        self.lock.with_file_name(&format!("{}.{number:08}", self.lock.file_name()))
+    /// Reads the lease's files, except those that vanish meanwhile.
+    async fn files(&self) -> Result<Files, StorageError> {
+        let mut files = Files::default();
+        let prefix = format!("{}.", self.lock.file_name());
+        for name in self.folder.list_names().await? {
+            let Some(rest) = name.strip_prefix(&prefix) else { continue };
+            let text = match self.folder.join(&name).read_part(None).await {
+                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(error),
+            };
+            match rest.parse() {
+                Ok(number) => files.terms.insert(number, text),
+                Err(_) => files.signs.insert(name, text),
+            };
+        }
+        Ok(files)
     }
 
-    fn sign(&self) -> Option<Location> {
-        self.lock.with_file_name(&format!("{}.{:08}.{}", self.lock.file_name(), self.number, self.writer))
+    fn file(&self, number: u64) -> Location {
+        self.folder.join(&format!("{}.{number:08}", self.lock.file_name()))
+    }
+
+    fn sign(&self) -> Location {
+        self.folder.join(&format!("{}.{:08}.{}", self.lock.file_name(), self.number, self.writer))
     }
 
     fn text(&self) -> String {
         format!("{}\n{}", self.holder, self.writer)
     }
 
-    fn locked(&self, holder: &str) -> StorageError {
-        StorageError::Locked { location: self.lock.to_string(), holder: holder.to_owned() }
-    }
-
     /// Whether this is the highest term and its file still exists.
     async fn is_held(&self) -> Result<bool, StorageError> {
-        let files = Files::read(&self.lock).await?;
+        let files = self.files().await?;
         let highest = files.terms.last_key_value();
         Ok(highest.is_some_and(|(number, text)| *number == self.number && *text == self.text()))
     }
 
     /// Removes this holder's files, and those of dead holders below.
     async fn release(&self, lost: bool) -> Result<(), StorageError> {
-        if let Some(sign) = self.sign() {
-            sign.remove().await?;
-        }
+        self.sign().remove().await?;
         if lost || !self.is_held().await? {
             return Ok(());
         }
-        let files = Files::read(&self.lock).await?;
+        let files = self.files().await?;
         for name in files.signs.keys() {
-            if let Some(sign) = self.lock.with_file_name(name) {
-                sign.remove().await?;
-            }
+            self.folder.join(name).remove().await?;
         }
         // This term last: until then the lease is held.
         for number in files.terms.keys().filter(|number| **number <= self.number) {
-            if let Some(file) = self.file(*number) {
-                file.remove().await?;
-            }
+            self.file(*number).remove().await?;
         }
         Ok(())
     }
 
     /// Shows signs of life until the lease is lost.
     async fn beat(self, pace: Pace, lost: Arc<AtomicBool>) {
-        let Some(sign) = self.sign() else { return };
+        let sign = self.sign();
         for number in 1.. {
             tokio::time::sleep(pace.beat).await;
             let shown = match self.is_held().await {
@@ -350,46 +340,20 @@ impl Term {
 }
 
 impl Files {
-    /// Reads the lease's files, except those that vanish meanwhile.
-    async fn read(lock: &Location) -> Result<Self, StorageError> {
-        let mut files = Self::default();
-        let Some(folder) = lock.folder() else { return Ok(files) };
-        let prefix = format!("{}.", lock.file_name());
-        for name in folder.list_names().await? {
-            let Some(rest) = name.strip_prefix(&prefix) else { continue };
-            let Some(file) = lock.with_file_name(&name) else { continue };
-            let text = match file.read_part(None).await {
-                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error),
-            };
-            match rest.parse() {
-                Ok(number) => {
-                    files.terms.insert(number, text);
-                }
-                Err(_) => {
-                    files.signs.insert(name, text);
-                }
-            }
-        }
-        Ok(files)
-    }
-
     /// Waits for a sign of life: `true` if none appears, `false` if the terms changed.
-    async fn holder_is_dead(&self, lock: &Location, pace: Pace) -> Result<bool, StorageError> {
+    async fn holder_is_dead(&self, term: &Term, pace: Pace) -> Result<bool, StorageError> {
         let holder = self.terms.last_key_value().map_or("", |(_, text)| text.lines().next().unwrap_or(""));
-        tracing::info!("{lock}: held by {holder}; waiting for a sign of life");
+        tracing::info!("{}: held by {holder}; waiting for a sign of life", term.lock);
         let deadline = Instant::now() + pace.patience;
         while Instant::now() < deadline {
             tokio::time::sleep(pace.beat / 4).await;
-            let now = Self::read(lock).await?;
+            let now = term.files().await?;
             if now.terms != self.terms {
                 return Ok(false);
             }
             if let Some((_, sign)) = now.signs.iter().find(|(name, text)| self.signs.get(*name) != Some(text))
             {
-                let holder = format!("{holder}, {sign}");
-                return Err(StorageError::Locked { location: lock.to_string(), holder });
+                return Err(locked(&term.lock, &format!("{holder}, {sign}")));
             }
         }
         Ok(true)
@@ -405,6 +369,8 @@ mod tests {
     }
 
     const QUICK: Pace = Pace { beat: Duration::from_millis(40), patience: Duration::from_secs(3) };
+    /// That of a process that died.
+    const SILENT: Pace = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
 
     #[test]
     fn a_folder_is_locked_once_and_again_after_its_release() {
@@ -423,52 +389,52 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_without_locks_gets_a_lease_that_leaves_nothing() {
+    fn a_file_system_without_locks_is_told_from_a_lock_that_is_held() {
         let dir = tempfile::tempdir().expect("a folder");
-        let location = Location::from_path(&dir.path().join("data/.work/lock")).expect("a location");
+        let location = Location::from_path(&dir.path().join(".work/lock")).expect("a location");
         let path = location.local_path().expect("a path");
         assert!(take_file(&location, path, "nobody", no_locks).expect("no error").is_none());
-        let lock = take_lease(&location, "first", QUICK).expect("free");
-        let error = take_lease(&location, "second", QUICK).expect_err("held");
-        assert!(error.to_string().contains("(first, sign of life"), "{error}");
-        lock.check().expect("still held");
-        drop(lock);
-        assert!(!dir.path().join("data/.work").exists());
-        let silent = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
-        let dead = take_lease(&location, "dead", silent).expect("free");
-        take_lease(&location, "heir", QUICK).expect("taken over").check().expect("held");
-        dead.check().expect_err("it was overtaken");
+    }
+
+    /// A lock in a store, and one on this machine in a folder of its own.
+    fn both() -> (tempfile::TempDir, [Location; 2]) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let local = Location::from_path(&dir.path().join(".work/lock")).expect("a location");
+        (dir, [Location::in_memory().join("lock"), local])
     }
 
     #[test]
     fn a_lease_is_held_while_its_holder_lives() {
-        let location = Location::in_memory().join("lock");
-        let lock = take_lease(&location, "first", QUICK).expect("free");
-        let error = take_lease(&location, "second", QUICK).expect_err("held");
-        assert!(error.to_string().contains("(first, sign of life"), "{error}");
-        lock.check().expect("still held");
-        drop(lock);
-        take_lease(&location, "second", QUICK).expect("free again");
+        let (dir, locations) = both();
+        for location in &locations {
+            let lock = take_lease(location, "first", QUICK).expect("free");
+            let error = take_lease(location, "second", QUICK).expect_err("held");
+            assert!(error.to_string().contains("(first, sign of life"), "{error}");
+            lock.check().expect("still held");
+            drop(lock);
+            take_lease(location, "second", QUICK).expect("free again");
+        }
+        assert!(!dir.path().join(".work").exists());
     }
 
     #[test]
     fn the_lease_of_a_dead_holder_is_taken_over_and_the_dead_one_knows() {
-        let location = Location::in_memory().join("lock");
-        let silent = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
-        let dead = take_lease(&location, "dead", silent).expect("free");
-        let lock = take_lease(&location, "second", QUICK).expect("taken over");
-        assert!(matches!(dead.check(), Err(StorageError::Locked { .. })));
-        drop(dead);
-        lock.check().expect("still held");
-        drop(lock);
-        assert!(location.folder().expect("a folder").list().expect("a list").is_empty());
+        let (_dir, locations) = both();
+        for location in &locations {
+            let dead = take_lease(location, "dead", SILENT).expect("free");
+            let lock = take_lease(location, "second", QUICK).expect("taken over");
+            assert!(matches!(dead.check(), Err(StorageError::Locked { .. })));
+            drop(dead);
+            lock.check().expect("still held");
+            drop(lock);
+            assert!(location.folder().expect("a folder").list().expect("a list").is_empty());
+        }
     }
 
     #[test]
     fn of_many_that_find_the_holder_dead_one_takes_over() {
         let location = Location::in_memory().join("lock");
-        let silent = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
-        let dead = take_lease(&location, "dead", silent).expect("free");
+        let dead = take_lease(&location, "dead", SILENT).expect("free");
         let take = |number: usize| take_lease(&location, &format!("heir {number}"), QUICK);
         let results: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..6).map(|number| scope.spawn(move || take(number))).collect();

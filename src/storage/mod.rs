@@ -19,14 +19,14 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Handle, Runtime};
 
-pub use blob_cache::{BlobCache, Kept};
+pub use blob_cache::BlobCache;
 pub use location::{Entry, Location, PublishMode, Published, Stamp, Upload};
 pub use lock::Lock;
 pub use read::{Cancel, LocalFile, PendingRead, read_concurrently};
 pub use store::{RetryLimits, StorageOptions, Traffic};
 
 use crate::failure::Failure;
-use store::{CONDITIONAL_CREATE, Fault, Health, is_below_a_file, one_line};
+use store::{CONDITIONAL_CREATE, Fault, Store, is_below_a_file};
 
 /// Threads that drive sockets and blocking file calls; the futures themselves wait, they do not compute.
 const IO_THREADS: usize = 4;
@@ -134,64 +134,15 @@ pub enum StorageError {
         /// How the holder describes itself.
         holder: String,
     },
-    /// The store cannot be shared by several writers.
-    #[error(
-        "{location}: the store has no conditional create, so concurrent writers could overwrite each other; use \
-         another store, or --single-writer if no other process writes here"
-    )]
-    NoCreate {
-        /// The file that was to be created.
-        location: String,
-    },
-    /// The settings of the store are wrong or incomplete.
+    /// The store cannot be used so: by these settings or credentials, or with the keys that it holds.
     #[error("{location}: {reason}")]
-    Settings {
+    Refused {
         /// The file or folder.
         location: String,
-        /// What is wrong, and what to set.
+        /// What is wrong, and what to do.
         reason: String,
-    },
-    /// No credentials were found.
-    #[error("{location}: {operation} failed: no credentials found; set {}: {reason}", credentials(location))]
-    NoCredentials {
-        /// The operation.
-        operation: &'static str,
-        /// The file or folder.
-        location: String,
-        /// Whether the store has answered this process before.
-        worked: bool,
-        /// Which server was asked for credentials, and its answer.
-        reason: String,
-    },
-    /// The store refuses the credentials, or they do not suffice.
-    #[error("{location}: {operation} denied: {reason}")]
-    Denied {
-        /// The operation.
-        operation: &'static str,
-        /// The file or folder.
-        location: String,
-        /// Whether this process was allowed to before.
-        worked: bool,
-        /// The store's answer.
-        reason: String,
-    },
-    /// A store holds a key that no location can name.
-    #[error("{location}: list failed: {reason}; rename or remove it, or choose a folder without it")]
-    BadKey {
-        /// The folder that was listed.
-        location: String,
-        /// The key, and what is wrong with it.
-        reason: String,
-    },
-    /// The store has no such bucket, or has it in another region.
-    #[error("{location}: {operation} failed: no such bucket in this account or region: {reason}")]
-    NoBucket {
-        /// The operation.
-        operation: &'static str,
-        /// The file or folder.
-        location: String,
-        /// The store's answer.
-        reason: String,
+        /// The kind of failure.
+        failure: Failure,
     },
     /// The operation failed for any other reason.
     #[error("{location}: {operation} failed")]
@@ -213,17 +164,10 @@ impl StorageError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::BadLocation { .. } => Failure::Usage,
-            Self::NotFound { .. } | Self::BadKey { .. } => Failure::Data,
+            Self::NotFound { .. } => Failure::Data,
             Self::AlreadyExists { .. } => Failure::Io,
-            Self::Denied { worked: true, .. } | Self::NoCredentials { worked: true, .. } => {
-                Failure::Unavailable
-            }
-            Self::NoCreate { .. }
-            | Self::Settings { .. }
-            | Self::NoCredentials { .. }
-            | Self::Denied { .. }
-            | Self::NoBucket { .. } => Failure::Config,
             Self::Locked { .. } => Failure::Unavailable,
+            Self::Refused { failure, .. } => *failure,
             Self::Failed { local: true, .. } => Failure::Io,
             Self::Failed { local: false, .. } => Failure::Unavailable,
         }
@@ -238,34 +182,46 @@ impl StorageError {
     fn of_store(
         operation: &'static str,
         location: String,
-        health: &Health,
+        store: &Store,
         error: object_store::Error,
     ) -> Self {
-        let reason = one_line(&error);
-        match (Fault::of(&error), error) {
+        let (answer, health) = (store.describe(&error), &store.health);
+        // What this process was allowed before may be allowed again.
+        let denied = |worked| if worked { Failure::Unavailable } else { Failure::Config };
+        let (failure, reason) = match (Fault::of(&error), error) {
             (Some(Fault::Setting(advice)), _) => {
-                Self::Settings { location, reason: format!("{advice} ({operation} failed: {reason})") }
+                (Failure::Config, format!("{advice} ({operation} failed: {answer})"))
             }
-            (Some(Fault::NoBucket), _) => Self::NoBucket { operation, location, reason },
+            (Some(Fault::NoBucket), _) => {
+                let what = "no such bucket in this account or region";
+                (Failure::Config, format!("{operation} failed: {what}: {answer}"))
+            }
             (Some(Fault::NoCredentials), _) => {
-                Self::NoCredentials { operation, location, worked: health.has_worked(None), reason }
+                let advice = format!("no credentials found; set {}", credentials(&location));
+                (denied(health.has_worked(None)), format!("{operation} failed: {advice}: {answer}"))
             }
             (Some(Fault::Denied), _) => {
-                Self::Denied { operation, location, worked: health.has_worked(Some(operation)), reason }
+                (denied(health.has_worked(Some(operation))), format!("{operation} denied: {answer}"))
             }
             (Some(Fault::Expired), _) => {
-                Self::Denied { operation, location, worked: health.has_worked(None), reason }
+                (denied(health.has_worked(None)), format!("{operation} denied: {answer}"))
             }
-            (Some(Fault::Key(reason)), _) => Self::BadKey { location, reason },
-            (None, object_store::Error::NotFound { .. }) => Self::NotFound { location, local: false },
-            (None, object_store::Error::AlreadyExists { .. }) => Self::AlreadyExists { location },
+            (Some(Fault::Key(key)), _) => {
+                let advice = "rename or remove it, or choose a folder without it";
+                (Failure::Data, format!("list failed: {key}; {advice}"))
+            }
+            (None, object_store::Error::NotFound { .. }) => return Self::NotFound { location, local: false },
+            (None, object_store::Error::AlreadyExists { .. }) => return Self::AlreadyExists { location },
             (None, object_store::Error::NotImplemented { operation, .. })
                 if operation == CONDITIONAL_CREATE =>
             {
-                Self::NoCreate { location }
+                let reason = "the store has no conditional create, so concurrent writers could overwrite each \
+                              other; use another store, or --single-writer if no other process writes here";
+                (Failure::Config, reason.to_owned())
             }
-            (None, _) => Self::Failed { operation, location, local: false, source: reason.into() },
-        }
+            (None, _) => return Self::Failed { operation, location, local: false, source: answer.into() },
+        };
+        Self::Refused { location, reason, failure }
     }
 
     /// The error of an operation of this machine's file system through object_store.

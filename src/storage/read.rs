@@ -22,7 +22,6 @@ pub struct LocalFile {
 }
 
 impl LocalFile {
-    /// Opens the file of a location.
     pub(super) fn open(location: &Location, path: &Path) -> Result<Self, StorageError> {
         let file = File::open(path).map_err(|error| failed(location, error))?;
         Ok(Self { file, location: location.clone() })
@@ -123,12 +122,7 @@ impl PendingRead {
     }
 
     fn checked(&self, joined: Result<Result<Bytes, StorageError>, JoinError>) -> Result<Bytes, StorageError> {
-        let read = match joined {
-            Ok(read) => read?,
-            Err(source) => {
-                return Err(self.location.failed("read", object_store::Error::JoinError { source }));
-            }
-        };
+        let read = joined.map_err(|error| self.location.failed_by("read", error))??;
         if read.len() as u64 == self.bytes {
             return Ok(read);
         }

@@ -1,8 +1,9 @@
-//! Object stores, as a chain of decorators around the store of a cloud provider.
+//! Object stores, as decorators around the store of a cloud provider.
 //!
-//! [`Provider`] is opened with the credentials of now. Where options name files of credentials, a refused
-//! request opens the store again once a file has changed. [`Fault`] is what is wrong with a store, by its
-//! errors; [`Health`] whether it still answers.
+//! [`Store`] decorates the provider's store, and `counted` its HTTP client. They have the methods that [`ObjectStore`]
+//! requires; the trait makes its others of these. [`Provider`] is opened with the credentials of now. Where options
+//! name files of credentials, a refused request opens the store again once a file has changed. [`Fault`] is what is
+//! wrong with a store, by its errors; [`Health`] whether it still answers.
 
 mod counted;
 mod local;
@@ -24,69 +25,17 @@ use object_store::path::Error as PathError;
 use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig};
 
 pub use self::counted::Traffic;
-pub(super) use self::redacted::one_line;
+pub(super) use self::retried::Store;
 pub(super) use self::settled::{CONDITIONAL_CREATE, writer_id};
 
 use self::counted::CountedConnector;
 use self::local::Local;
-use self::redacted::{Redacted, Secrets, is_secret, variables};
-use self::retried::Retried;
-use self::settled::Settled;
+use self::redacted::{Secrets, is_secret, one_line, variables};
 
 /// The file system of this machine, which needs no retries and has no secrets.
 pub(super) fn local() -> Arc<dyn ObjectStore> {
     static LOCAL: OnceLock<Arc<Local>> = OnceLock::new();
     Arc::clone(LOCAL.get_or_init(|| Arc::new(Local::new()))) as Arc<dyn ObjectStore>
-}
-
-/// What all locations of one bucket share.
-#[derive(Debug)]
-pub(super) struct Store {
-    chain: Arc<dyn ObjectStore>,
-    health: Arc<Health>,
-    single_writer: bool,
-}
-
-impl Store {
-    /// Opens the store of a bucket; nothing is contacted yet.
-    ///
-    /// # Errors
-    /// If an option or a setting is wrong.
-    pub(super) fn open(scheme: &str, bucket: &str, options: &StorageOptions) -> Result<Self, OpenError> {
-        Ok(Self::over(Provider::open(scheme, bucket, options)?, options))
-    }
-
-    /// The decorators, from the provider's client to the caller.
-    fn over(provider: Provider, options: &StorageOptions) -> Self {
-        let StorageOptions { retry, single_writer, .. } = *options;
-        let (provider, health) = (Arc::new(provider), Arc::new(Health::default()));
-        // Below all, `counted` counts the provider's HTTP requests: each attempt of object_store, too.
-        let retried = Retried::new(Arc::clone(&provider), Arc::clone(&health), retry);
-        let settled = Settled::new(Arc::new(retried), Arc::clone(&health), retry, single_writer);
-        let chain = Arc::new(Redacted::new(settled, provider));
-        Self { chain, health, single_writer }
-    }
-
-    /// The chain over a store of a test.
-    #[cfg(test)]
-    pub(super) fn of_test(store: Arc<dyn ObjectStore>, options: &StorageOptions) -> Self {
-        Self::over(Provider::of_store(store), options)
-    }
-
-    /// The whole chain.
-    pub(super) fn chain(&self) -> Arc<dyn ObjectStore> {
-        Arc::clone(&self.chain)
-    }
-
-    /// What the store has done so far.
-    pub(super) fn health(&self) -> &Health {
-        &self.health
-    }
-
-    /// Whether the user asserts that no other process writes.
-    pub(super) fn single_writer(&self) -> bool {
-        self.single_writer
-    }
 }
 
 /// A signed request is repeated as it is; stores refuse a signature older than some minutes.
@@ -139,7 +88,6 @@ impl StorageOptions {
         Self { pairs, ..Self::default() }
     }
 
-    /// Whether a value comes from a file.
     fn names_files(&self) -> bool {
         self.pairs.iter().any(|(_, value)| value.starts_with('@'))
     }
@@ -179,11 +127,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A bucket of a provider.
 struct Provider {
-    /// `scheme://bucket`.
-    name: String,
     opened: RwLock<Opened>,
-    /// What to open again; `None` for a store of a test.
-    recipe: Option<Recipe>,
+    recipe: Recipe,
 }
 
 /// A store, with the option values that it was opened with.
@@ -195,6 +140,7 @@ struct Opened {
     generation: u64,
 }
 
+/// What to open again once a file of credentials has changed.
 struct Recipe {
     scheme: String,
     bucket: String,
@@ -213,13 +159,13 @@ pub(crate) enum OpenError {
 impl fmt::Debug for Provider {
     /// Shows the bucket alone: stores and options hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Provider({})", self.name)
+        write!(f, "Provider({self})")
     }
 }
 
 impl fmt::Display for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        write!(f, "{}://{}", self.recipe.scheme, self.recipe.bucket)
     }
 }
 
@@ -230,15 +176,15 @@ impl Provider {
     /// If an option or a setting is wrong.
     fn open(scheme: &str, bucket: &str, options: &StorageOptions) -> Result<Self, OpenError> {
         let recipe = Recipe { scheme: scheme.into(), bucket: bucket.into(), options: options.clone() };
-        let opened = RwLock::new(recipe.open(0)?);
-        Ok(Self { name: format!("{scheme}://{bucket}"), opened, recipe: Some(recipe) })
+        Ok(Self { opened: RwLock::new(recipe.open(0)?), recipe })
     }
 
-    /// A store that is open already.
     #[cfg(test)]
     fn of_store(store: Arc<dyn ObjectStore>) -> Self {
         let opened = Opened { store, secrets: Secrets::new([]), options: Vec::new(), generation: 0 };
-        Self { name: "memory://".into(), opened: RwLock::new(opened), recipe: None }
+        let options = StorageOptions::default();
+        let recipe = Recipe { scheme: "memory".into(), bucket: String::new(), options };
+        Self { opened: RwLock::new(opened), recipe }
     }
 
     /// The store with the credentials of now, and their generation.
@@ -249,14 +195,14 @@ impl Provider {
 
     /// After a refusal of a generation's credentials: whether there are now others to try.
     fn has_new_credentials(&self, generation: u64) -> bool {
-        let Some(recipe) = self.recipe.as_ref().filter(|recipe| recipe.options.names_files()) else {
+        if !self.recipe.options.names_files() {
             return false;
-        };
+        }
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         if opened.generation != generation {
             return true;
         }
-        match recipe.open(generation + 1) {
+        match self.recipe.open(generation + 1) {
             Ok(again) if again.options != opened.options => {
                 tracing::info!("{self}: the files of credentials were read again");
                 *opened = again;
@@ -267,9 +213,9 @@ impl Provider {
         }
     }
 
-    /// Calls a function with the secrets of now.
-    fn with_secrets<T>(&self, call: impl FnOnce(&Secrets) -> T) -> T {
-        call(&self.opened.read().unwrap_or_else(PoisonError::into_inner).secrets)
+    /// An error and its causes on one line, without the secrets of now.
+    fn describe(&self, error: &Error) -> String {
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).secrets.redact(&one_line(error))
     }
 }
 
@@ -280,8 +226,8 @@ impl Recipe {
         let secrets = Secrets::new(given.map(|(_, value)| value.clone()));
         let store = open_store(&self.scheme, &self.bucket, &options, self.options.retry);
         let store = store.map_err(|error| match error {
-            OpenError::Option(reason) => OpenError::Option(secrets.redact_text(&reason)),
-            OpenError::Settings(reason) => OpenError::Settings(secrets.redact_text(&reason)),
+            OpenError::Option(reason) => OpenError::Option(secrets.redact(&reason)),
+            OpenError::Settings(reason) => OpenError::Settings(secrets.redact(&reason)),
         })?;
         Ok(Opened { store, secrets, options, generation })
     }
@@ -449,17 +395,15 @@ pub(crate) fn is_below_a_file(error: &Error) -> bool {
 /// A store that was given up may be back after this time, for a job that continued without it.
 const GONE: Duration = Duration::from_secs(60);
 
-/// The record of one store, shared by its decorators.
+/// The record of one store.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    /// The operations that succeeded.
     worked: Mutex<BTreeSet<&'static str>>,
     /// When an operation was given up; `None` once the store has answered again.
     given_up: Mutex<Option<Instant>>,
 }
 
 impl Health {
-    /// Records that an operation succeeded.
     fn note_done(&self, operation: &'static str) {
         self.worked.lock().unwrap_or_else(PoisonError::into_inner).insert(operation);
     }
@@ -487,16 +431,20 @@ impl Health {
 mod tests {
     use super::*;
 
+    /// The option's value for a secret as an orchestrator mounts it.
+    #[expect(clippy::disallowed_methods, reason = "a file of another program")]
+    fn at_file(folder: &std::path::Path) -> String {
+        std::fs::write(folder.join("key"), "hunter2hunter2\n").expect("a file");
+        format!("@{}", folder.join("key").display())
+    }
+
     #[test]
     fn a_secret_is_taken_from_a_file_and_not_from_the_command_line() {
         let dir = tempfile::tempdir().expect("a folder");
-        let file = dir.path().join("key");
-        #[expect(clippy::disallowed_methods, reason = "a secret as an orchestrator mounts it")]
-        std::fs::write(&file, "hunter2\n").expect("a file");
         let error = resolve("aws_secret_access_key", "hunter2").expect_err("visible to all");
         assert!(error.contains("@FILE") && !error.contains("hunter2"), "{error}");
-        let at_file = format!("@{}", file.display());
-        assert_eq!(resolve("aws_secret_access_key", &at_file).as_deref(), Ok("hunter2"));
+        let resolved = resolve("aws_secret_access_key", &at_file(dir.path()));
+        assert_eq!(resolved.as_deref(), Ok("hunter2hunter2"));
         assert_eq!(resolve("aws_endpoint", "http://localhost:7480").as_deref(), Ok("http://localhost:7480"));
     }
 
@@ -510,12 +458,9 @@ mod tests {
     #[test]
     fn a_debugged_provider_shows_no_secret() {
         let dir = tempfile::tempdir().expect("a folder");
-        let file = dir.path().join("key");
-        #[expect(clippy::disallowed_methods, reason = "a secret as an orchestrator mounts it")]
-        std::fs::write(&file, "hunter2hunter2").expect("a file");
         let pairs = vec![
             ("aws_access_key_id".into(), "me".into()),
-            ("aws_secret_access_key".into(), format!("@{}", file.display())),
+            ("aws_secret_access_key".into(), at_file(dir.path())),
         ];
         let provider = Provider::open("s3", "bucket", &StorageOptions::new(pairs)).expect("opened");
         assert_eq!(format!("{provider:?}"), "Provider(s3://bucket)");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use instdisc::augment::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe, augment};
 use instdisc::ids::InstanceId;
-use instdisc::image::{DecodedImage, ExifOrientation, encode_jpeg, encode_png};
+use instdisc::image::{DecodedImage, Encoded, ExifOrientation, encode_jpeg, encode_png};
 use instdisc::rng::{Purpose, Stream};
 use serde_json::{Value, json};
 
@@ -40,7 +40,8 @@ struct Cases<'a> {
 impl Cases<'_> {
     fn add(&mut self, kind: &str, file: &[u8], drawn: impl Fn(u32, u32) -> Augmentation) {
         let mut pixels = vec![0; (3 * SIDE * SIDE) as usize];
-        let drawn = augment(file, ExifOrientation::Ignore, drawn, SIDE, &mut pixels).expect("a good image");
+        let encoded = Encoded::ingested(file, ExifOrientation::Ignore).expect("a good image");
+        let drawn = augment(&encoded, drawn, SIDE, &mut pixels).expect("a good image");
         let name = format!("{:04}", self.list.len());
         std::fs::write(self.folder.join(format!("{name}.image")), file).expect("written");
         std::fs::write(self.folder.join(format!("{name}.pixels")), pixels).expect("written");

@@ -17,7 +17,6 @@ use super::header::{Frame, MOST_COMPONENTS};
 const STEP_PIXELS: usize = 64;
 const VERSION: u8 = 1;
 
-/// Where decoding can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EntryPoint {
     /// The bit, counted from the start of the file.
@@ -92,7 +91,6 @@ pub(super) fn encode(
     Some(bytes)
 }
 
-/// The entry points of an image.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryPoints<'a> {
     bytes: &'a [u8],

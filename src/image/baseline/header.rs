@@ -2,7 +2,6 @@
 
 /// Components of a frame that is decoded here: one (grey) or three (YCbCr).
 pub(super) const MOST_COMPONENTS: usize = 3;
-/// The most bits of a code.
 pub(super) const LONGEST_CODE: usize = 16;
 
 /// How chroma is stored.
@@ -28,7 +27,6 @@ impl Sampling {
         }
     }
 
-    /// Components of a frame.
     pub(super) fn components(self) -> usize {
         if self == Self::Grey { 1 } else { 3 }
     }
@@ -40,18 +38,14 @@ pub(super) struct Component {
     id: u8,
     factors: (u8, u8),
     quantisation: usize,
-    /// Which DC table.
     pub(super) dc: usize,
-    /// Which AC table.
     pub(super) ac: usize,
 }
 
 /// The header of a baseline JPEG that this module decodes.
 #[derive(Clone, Debug)]
 pub(in crate::image) struct Frame<'a> {
-    /// Columns of the image.
     pub(in crate::image) width: usize,
-    /// Rows of the image.
     pub(in crate::image) height: usize,
     /// How chroma is stored.
     pub(super) sampling: Sampling,
@@ -88,7 +82,6 @@ impl<'a> TableSpec<'a> {
         (symbols.len() <= 256).then_some(Self { lengths, symbols })
     }
 
-    /// Whether this holds for all symbols.
     fn has_only(&self, is_such: impl Fn(u8) -> bool) -> bool {
         self.symbols.iter().all(|&symbol| is_such(symbol))
     }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::header::{LONGEST_CODE, TableSpec};
+use super::header::{LONGEST_CODE, NATURAL_ORDER, TableSpec};
 
 /// Bits of a look; a coefficient whose code and value bits are more takes a slower way.
 const LOOK: u32 = 11;
@@ -13,6 +13,17 @@ const LOOK: u32 = 11;
 const END_OF_BLOCK: u32 = 128;
 /// In an entry for passing over: the block ends here.
 const ENDS: u16 = 1 << 4;
+
+/// The natural place of the coefficient before a place in zigzag order; 64 for those beyond a block.
+static ORDER: [u8; 256] = {
+    let mut order = [64; 256];
+    let mut at = 0;
+    while at < 64 {
+        order[at] = NATURAL_ORDER[at];
+        at += 1;
+    }
+    order
+};
 
 /// One look at a table.
 ///
@@ -55,7 +66,6 @@ pub(super) enum Kind {
     Ac,
 }
 
-/// A table ready for decoding.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     kind: Kind,
@@ -161,7 +171,6 @@ impl Table {
         }
     }
 
-    /// The next DC difference.
     #[inline(always)]
     pub(super) fn difference(&self, bits: &mut Bits) -> Option<i32> {
         bits.refill();
@@ -174,15 +183,33 @@ impl Table {
         Some(extend(bits.take(size), size))
     }
 
-    /// Decodes a block's AC coefficients into natural order; returns where they end: 1 if there are none.
+    /// Decodes a block's AC coefficients into natural order, from place `at` on; returns where they end, 1 if there
+    /// are none.
     #[inline(always)]
     pub(super) fn coefficients(
         &self,
+        mut at: u32,
         bits: &mut Bits,
-        order: &[u8; 256],
         block: &mut [i16; 64 + 1],
     ) -> Option<u32> {
-        self.coefficients_from(1, bits, order, block)
+        while at < 64 {
+            bits.refill();
+            // A refill leaves 56 bits: enough for five looks.
+            for _ in 0..5 {
+                let entry = self.entries[bits.peek(LOOK)];
+                if entry.bits() == 0 {
+                    at += self.long_coefficient(entry, at, bits, block)?;
+                    break;
+                }
+                bits.skip(entry.bits());
+                at += entry.advance();
+                block[usize::from(ORDER[(at - 1) as usize & 255])] = entry.value();
+                if at >= 64 {
+                    break;
+                }
+            }
+        }
+        end_of(at)
     }
 
     /// Does the same for the blocks of two streams in turn: a look waits for the one before it in its own stream alone.
@@ -190,7 +217,6 @@ impl Table {
     pub(super) fn coefficients_of_two(
         &self,
         [bits, other_bits]: [&mut Bits; 2],
-        order: &[u8; 256],
         [block, other_block]: [&mut [i16; 64 + 1]; 2],
     ) -> Option<[u32; 2]> {
         let (mut at, mut other_at) = (1_u32, 1_u32);
@@ -202,10 +228,10 @@ impl Table {
                 let other = self.entries[other_bits.peek(LOOK)];
                 if entry.bits() == 0 || other.bits() == 0 {
                     if entry.bits() == 0 {
-                        at += self.long_coefficient(entry, at, bits, order, block)?;
+                        at += self.long_coefficient(entry, at, bits, block)?;
                     }
                     if other.bits() == 0 {
-                        other_at += self.long_coefficient(other, other_at, other_bits, order, other_block)?;
+                        other_at += self.long_coefficient(other, other_at, other_bits, other_block)?;
                     }
                     break;
                 }
@@ -213,46 +239,14 @@ impl Table {
                 other_bits.skip(other.bits());
                 at += entry.advance();
                 other_at += other.advance();
-                block[usize::from(order[(at - 1) as usize & 255])] = entry.value();
-                other_block[usize::from(order[(other_at - 1) as usize & 255])] = other.value();
+                block[usize::from(ORDER[(at - 1) as usize & 255])] = entry.value();
+                other_block[usize::from(ORDER[(other_at - 1) as usize & 255])] = other.value();
                 if at >= 64 || other_at >= 64 {
                     break;
                 }
             }
         }
-        Some([
-            self.coefficients_from(at, bits, order, block)?,
-            self.coefficients_from(other_at, other_bits, order, other_block)?,
-        ])
-    }
-
-    /// Decodes the coefficients of a block from a place on.
-    #[inline(always)]
-    fn coefficients_from(
-        &self,
-        mut at: u32,
-        bits: &mut Bits,
-        order: &[u8; 256],
-        block: &mut [i16; 64 + 1],
-    ) -> Option<u32> {
-        while at < 64 {
-            bits.refill();
-            // A refill leaves 56 bits: enough for five looks.
-            for _ in 0..5 {
-                let entry = self.entries[bits.peek(LOOK)];
-                if entry.bits() == 0 {
-                    at += self.long_coefficient(entry, at, bits, order, block)?;
-                    break;
-                }
-                bits.skip(entry.bits());
-                at += entry.advance();
-                block[usize::from(order[(at - 1) as usize & 255])] = entry.value();
-                if at >= 64 {
-                    break;
-                }
-            }
-        }
-        end_of(at)
+        Some([self.coefficients(at, bits, block)?, self.coefficients(other_at, other_bits, other_block)?])
     }
 
     /// Decodes a coefficient for which a look does not suffice; returns the advance.
@@ -262,14 +256,13 @@ impl Table {
         entry: Entry,
         at: u32,
         bits: &mut Bits,
-        order: &[u8; 256],
         block: &mut [i16; 64 + 1],
     ) -> Option<u32> {
         let symbol = self.long_symbol(entry, bits)?;
         let size = u32::from(symbol & 15);
         let advance = advance_of(symbol);
         let value = extend(bits.take(size), size);
-        block[usize::from(order[(at + advance - 1) as usize & 255])] = value as i16;
+        block[usize::from(ORDER[(at + advance - 1) as usize & 255])] = value as i16;
         Some(advance)
     }
 
@@ -368,12 +361,10 @@ pub(super) struct Bits<'a> {
 }
 
 impl<'a> Bits<'a> {
-    /// Reads from a byte on.
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at, window: 0, count: 0 }
     }
 
-    /// Reads from a bit on.
     fn from_bit(bytes: &'a [u8], bit: usize) -> Self {
         let mut bits = Self::new(bytes, bit / 8);
         bits.refill();
@@ -501,7 +492,6 @@ impl Segments {
         self.end = at;
     }
 
-    /// The number of segments.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }

@@ -133,14 +133,12 @@ mod x86 {
     use super::Samples;
     use crate::simd::V3;
 
-    /// The samples of a block.
     #[inline(always)]
     pub(super) fn samples(coefficients: &[[i16; 8]; 8], steps: &[[i16; 8]; 8]) -> Samples {
         // SAFETY: SSE2 is part of x86-64.
         unsafe { sse2::block(coefficients, steps) }
     }
 
-    /// The samples of two blocks.
     #[inline(always)]
     pub(super) fn samples_of_two(
         _has: V3,

@@ -85,11 +85,11 @@ impl BaselineDecoder {
         }
     }
 
-    /// Decodes every coefficient and gives the brightness of all pixels, and the entry points.
+    /// Decodes every coefficient and gives the brightness of all pixels, row after row, and the entry points, where the
+    /// image has any.
     ///
-    /// `None`: left to libjpeg, or would warn of. Header segments are not looked at closely;
-    /// that is left to libjpeg's own look at them.
-    pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<Checked> {
+    /// `None`: left to libjpeg, which may warn of it. Header segments are left to libjpeg's own look at them.
+    pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
         self.scan.decode(file, frame, region, 1, Note::EntryPoints)?;
         if !self.scan.used_all(file, frame) {
@@ -97,7 +97,7 @@ impl BaselineDecoder {
         }
         let mut luma = vec![0; frame.width * frame.height];
         pixels::copy_luma(&self.scan.planes, region, &mut luma);
-        Some(Checked { luma, entry_points: self.worthwhile_entry_points(file, frame) })
+        Some((luma, self.worthwhile_entry_points(file, frame)))
     }
 
     /// The entry points of an image that was checked; no pixel is made.
@@ -111,13 +111,4 @@ impl BaselineDecoder {
     fn worthwhile_entry_points(&self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
         self.scan.entry_points(frame).filter(|points| points.len() <= file.len() / SMALLEST_IMAGE)
     }
-}
-
-/// What a look at every coefficient gives.
-#[derive(Debug)]
-pub(super) struct Checked {
-    /// The brightness of all pixels, row after row.
-    pub(super) luma: Vec<u8>,
-    /// The entry points, where the image has any.
-    pub(super) entry_points: Option<Vec<u8>>,
 }

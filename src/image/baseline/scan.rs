@@ -3,22 +3,11 @@
 use std::ops::Range;
 
 use super::entry_points::{self, EntryPoint, EntryPoints};
-use super::header::{Frame, MOST_COMPONENTS, NATURAL_ORDER, Sampling};
+use super::header::{Frame, MOST_COMPONENTS, Sampling};
 use super::huffman::{Bits, Kind, Segments, Table};
 use super::idct;
 use crate::image::Region;
 use crate::simd::{self, SimdLevel};
-
-/// The natural place of the coefficient before a place in zigzag order; 64 for those beyond a block.
-const ORDER: [u8; 256] = {
-    let mut order = [64; 256];
-    let mut at = 0;
-    while at < 64 {
-        order[at] = NATURAL_ORDER[at];
-        at += 1;
-    }
-    order
-};
 
 /// Samples of one component: whole blocks that cover a region.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +21,6 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    /// Makes room for blocks.
     fn cover(&mut self, columns: Range<usize>, rows: Range<usize>) {
         self.samples.resize(64 * columns.len() * rows.len(), 0);
         (self.columns, self.rows) = (columns, rows);
@@ -105,7 +93,6 @@ struct Part<'a> {
 /// What is done beside decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Note {
-    /// Nothing.
     Nothing,
     /// Every MCU is read, and entry points are noted.
     EntryPoints,
@@ -378,7 +365,6 @@ impl simd::Kernel for Segment<'_, '_, '_> {
 
 /// Two rows of MCUs, which are decoded in turn: neither waits for the other's look-ups.
 struct TwoRows<'a, 'p, 'b> {
-    /// The one that it runs at.
     level: SimdLevel,
     parts: &'a mut [Part<'p>],
     mcus: &'a Mcus,
@@ -430,7 +416,7 @@ fn decode_two_blocks(
     part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
     part.other_dc = part.other_dc.checked_add(part.dc.difference(other_bits)?)?;
     (block[0], other[0]) = (part.last_dc as i16, part.other_dc as i16);
-    let ends = part.ac.coefficients_of_two([bits, other_bits], &ORDER, [&mut block, &mut other])?;
+    let ends = part.ac.coefficients_of_two([bits, other_bits], [&mut block, &mut other])?;
     let flat = |dc: i16| [[idct::flat_sample(dc, part.steps[0][0]); 8]; 8];
     let dcs = [block[0], other[0]];
     let samples = if ends == [1, 1] {
@@ -458,7 +444,7 @@ fn decode_block(part: &mut Part, bits: &mut Bits, column: usize, row: usize) -> 
     let mut block = [0_i16; 64 + 1];
     part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
     block[0] = part.last_dc as i16;
-    let end = part.ac.coefficients(bits, &ORDER, &mut block)?;
+    let end = part.ac.coefficients(1, bits, &mut block)?;
     let samples = if end == 1 {
         [[idct::flat_sample(block[0], part.steps[0][0]); 8]; 8]
     } else {

@@ -9,7 +9,6 @@ use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 /// Bytes before the information header.
 const FILE_HEADER: usize = 14;
 
-/// How pixels are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Coding {
     /// Indices of 1, 4 or 8 bits.
@@ -115,7 +114,6 @@ impl Layout {
         })
     }
 
-    /// Bytes of a row.
     fn pitch(&self) -> usize {
         (self.width * self.bits).div_ceil(32) * 4
     }

@@ -92,7 +92,6 @@ pub(crate) fn decode(bytes: &[u8], header: Header) -> Result<DecodedImage, Image
     Ok(DecodedImage { width: header.width, height: header.height, rgb })
 }
 
-/// The brightness of a grey image.
 pub(crate) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
     decode_as(bytes, header, PixelFormat::GRAY)
 }
@@ -154,7 +153,11 @@ pub(crate) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-pub(crate) fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> {
+/// Encodes as baseline JPEG with 4:2:0 subsampling.
+///
+/// # Errors
+/// If the image is larger than JPEG allows.
+pub fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> {
     let failed = |error: turbojpeg::Error| ImageError::Encode { reason: error.to_string() };
     let mut compressor = Compressor::new().map_err(failed)?;
     compressor.set_quality(i32::from(quality)).map_err(failed)?;
@@ -248,7 +251,6 @@ fn payload(bytes: &[u8], at: usize) -> Option<&[u8]> {
     bytes.get(at + 2..at + len)
 }
 
-/// Whether the image's frame is a progressive one.
 pub(crate) fn is_progressive(bytes: &[u8]) -> bool {
     let frame = header_segments(bytes).find(|segment| is_frame(segment.marker));
     frame.is_some_and(|frame| matches!(frame.marker, 0xC2 | 0xC6 | 0xCA | 0xCE))

@@ -165,8 +165,11 @@ fn append_row(
     }
 }
 
-/// The bytes of one image are the same in every version: datasets hold them.
-pub(crate) fn encode(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
+/// Encodes as PNG. The bytes of one image are the same in every version: datasets hold them.
+///
+/// # Errors
+/// If the encoder fails.
+pub fn encode(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, image.width, image.height);
     encoder.set_color(ColorType::Rgb);

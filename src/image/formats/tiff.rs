@@ -24,7 +24,6 @@ fn corrupt(reason: impl Into<String>) -> ImageError {
     ImageError::Corrupt { format: Format::Tiff.name(), reason: reason.into() }
 }
 
-/// A tag's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tag(u16);
 
@@ -115,33 +114,27 @@ impl<'a> Directory<'a> {
         Ok(Self { is_big, entries })
     }
 
-    fn has(&self, tag: Tag) -> bool {
-        self.entries.iter().any(|(found, ..)| *found == tag)
+    /// The type and the bytes of a tag, if it is there.
+    fn find(&self, tag: Tag) -> Option<(u16, &'a [u8])> {
+        let found = self.entries.iter().find(|(found, ..)| *found == tag)?;
+        Some((found.1, found.2))
     }
 
     /// The values of a tag, if it is there.
     fn numbers(&self, tag: Tag) -> Result<Option<Vec<u64>>, ImageError> {
-        let Some((_, kind, values)) = self.entries.iter().find(|(found, ..)| *found == tag) else {
-            return Ok(None);
-        };
+        let Some((kind, values)) = self.find(tag) else { return Ok(None) };
         if !matches!(kind, 1 | 3 | 4 | 13 | 16 | 18) {
             return Err(corrupt(format!("tag {} has values of type {kind}", tag.0)));
         }
-        Ok(Some(values.chunks_exact(size_of(*kind)).map(|value| number(value, self.is_big)).collect()))
+        Ok(Some(values.chunks_exact(size_of(kind)).map(|value| number(value, self.is_big)).collect()))
     }
 
     /// The first value of a tag.
     fn number(&self, tag: Tag) -> Result<Option<u64>, ImageError> {
         Ok(self.numbers(tag)?.and_then(|values| values.first().copied()))
     }
-
-    /// The bytes of a tag.
-    fn bytes(&self, tag: Tag) -> Result<Option<&'a [u8]>, ImageError> {
-        Ok(self.entries.iter().find(|(found, ..)| *found == tag).map(|(_, _, values)| *values))
-    }
 }
 
-/// What samples mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Photometric {
     WhiteIsZero,
@@ -152,7 +145,6 @@ enum Photometric {
     YCbCr,
 }
 
-/// How a sample is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sample {
     Unsigned,
@@ -211,7 +203,7 @@ impl<'a> Layout<'a> {
             other => return Err(corrupt(format!("sample format {other} is not supported"))),
         };
         let extra = directory.numbers(Tag::EXTRA_SAMPLES)?.unwrap_or_default();
-        let is_tiled = directory.has(Tag::TILE_OFFSETS);
+        let is_tiled = directory.find(Tag::TILE_OFFSETS).is_some();
         let chunk = if is_tiled {
             (number(Tag::TILE_WIDTH, 0)? as usize, number(Tag::TILE_HEIGHT, 0)? as usize)
         } else {
@@ -317,7 +309,7 @@ impl Layout<'_> {
             predictor: self.directory.number(Tag::PREDICTOR)?.unwrap_or(1),
             is_reversed: self.directory.number(Tag::FILL_ORDER)?.unwrap_or(1) == 2,
             is_big: self.directory.is_big,
-            jpeg_tables: self.directory.bytes(Tag::JPEG_TABLES)?,
+            jpeg_tables: self.directory.find(Tag::JPEG_TABLES).map(|(_, tables)| tables),
             is_ycbcr: self.photometric == Photometric::YCbCr,
         };
         if self.photometric == Photometric::YCbCr && self.compression != unpack::JPEG {

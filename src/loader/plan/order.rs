@@ -35,7 +35,6 @@ struct Permutation {
 }
 
 impl Permutation {
-    /// A permutation drawn from a stream.
     fn draw(stream: &mut Stream, len: u64) -> Self {
         let bits = u64::BITS - (len.max(2) - 1).leading_zeros();
         Self { len, half_bits: bits.div_ceil(2), keys: std::array::from_fn(|_| stream.bits()) }
@@ -107,7 +106,6 @@ pub(crate) struct GroupedOrder {
 struct Window {
     /// Indices into `groups`.
     groups: Range<usize>,
-    /// How its rows are permuted, if they are.
     permutation: Option<Permutation>,
 }
 
@@ -159,7 +157,6 @@ impl GroupedOrder {
         layout.members(self.groups[group] as usize)[(drawn - self.starts[group]) as usize]
     }
 
-    /// The window of an index of the epoch.
     pub(crate) fn window_at(&self, epoch_index: u64) -> usize {
         let after = self.windows.partition_point(|window| self.starts[window.groups.start] <= epoch_index);
         after.saturating_sub(1)
@@ -170,13 +167,11 @@ impl GroupedOrder {
         &self.groups[self.windows[window].groups.clone()]
     }
 
-    /// The epoch indices of a window.
     pub(crate) fn epoch_indices(&self, window: usize) -> Range<u64> {
         let groups = &self.windows[window].groups;
         self.starts[groups.start]..self.starts[groups.end]
     }
 
-    /// The number of windows.
     pub(crate) fn windows(&self) -> usize {
         self.windows.len()
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::{Encoded, Fetched, Instances, Layout, ReadContext};
-use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
+use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader, unsealed};
 use crate::ids::{BankRow, InstanceId};
 use crate::image::ExifOrientation;
 use crate::loader::LoaderError;
@@ -23,7 +23,6 @@ const BYTES_OF_A_GROUP: u64 = 4 << 10;
 /// Where an image of the split is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StoredImage {
-    /// Its group.
     group: u32,
     /// The row within the group.
     row: u32,
@@ -39,26 +38,26 @@ pub(super) struct StoredImage {
 }
 
 impl StoredImage {
-    /// Its group.
     pub(super) fn group(&self) -> usize {
         self.group as usize
     }
 
-    /// The range of its encoded bytes in the shard's file.
-    pub(super) fn range(&self) -> Range<u64> {
-        self.offset..self.offset + u64::from(self.bytes)
-    }
-
-    /// The range of its entry points in the shard's file.
-    pub(super) fn entry_points(&self) -> Option<Range<u64>> {
-        let end = self.entry_points + u64::from(self.entry_points_bytes);
-        (self.entry_points_bytes > 0).then_some(self.entry_points..end)
-    }
-
-    /// The image, if these are its bytes; without its entry points.
-    pub(super) fn checked(&self, bytes: Bytes) -> Option<Encoded> {
-        let is_its_own = Digest::of(&bytes).0[..16] == self.digest;
-        is_its_own.then(|| Encoded { bytes, pixels: u64::from(self.pixels), entry_points: None })
+    /// The image by `read`, which gets ranges of the shard's file; `None` if it gives other bytes than were written.
+    /// Without its entry points, where these cannot be read, it is decoded all the same.
+    pub(super) fn fetch<E>(
+        &self,
+        read: impl Fn(Range<u64>) -> Result<Bytes, E>,
+    ) -> Result<Option<Encoded>, E> {
+        let bytes = read(self.offset..self.offset + u64::from(self.bytes))?;
+        if Digest::of(&bytes).0[..16] != self.digest {
+            return Ok(None);
+        }
+        let mut entry_points = None;
+        if self.entry_points_bytes > 0 {
+            let range = self.entry_points..self.entry_points + u64::from(self.entry_points_bytes);
+            entry_points = read(range).ok().and_then(|stored| unsealed(stored, &bytes));
+        }
+        Ok(Some(Encoded { bytes, pixels: u64::from(self.pixels), entry_points }))
     }
 
     /// Its row of the group's.
@@ -139,17 +138,14 @@ impl SplitRows {
         })
     }
 
-    /// Which instances the split has.
     pub(super) fn instances(&self) -> &Instances {
         &self.instances
     }
 
-    /// Where an image is stored.
     pub(super) fn image(&self, bank_row: BankRow) -> &StoredImage {
         &self.images[bank_row.row()]
     }
 
-    /// The number of groups.
     pub(super) fn groups(&self) -> usize {
         self.groups.len()
     }
@@ -160,12 +156,10 @@ impl SplitRows {
         (&self.shards[shard as usize], row_group as usize)
     }
 
-    /// The number of a group's shard.
     pub(super) fn shard_number(&self, group: usize) -> u32 {
         self.groups[group].0
     }
 
-    /// The digest of a group's bytes.
     pub(super) fn digest(&self, group: usize) -> Digest {
         let (shard, row_group) = self.shard(group);
         shard.row_group_digest(row_group)

@@ -10,10 +10,10 @@ use bytes::Bytes;
 
 use super::split_rows::{SplitRows, StoredImage};
 use super::{Encoded, Fetched, Instances, ReadContext, Source};
-use crate::dataset::{DatasetError, Manifest, Row, unsealed};
+use crate::dataset::{DatasetError, Manifest, Row};
 use crate::ids::BankRow;
 use crate::loader::LoaderError;
-use crate::storage::{BlobCache, Digest, LocalFile, Location};
+use crate::storage::{BlobCache, Digest, LocalFile, Location, StorageError};
 
 /// Shards that are held open.
 const OPEN_FILES: usize = 256;
@@ -70,17 +70,14 @@ impl LocalSource {
         if context.cancel.is_cancelled() {
             return Err(LoaderError::Stopped);
         }
-        let bytes = self.file(image.group())?.read(image.range()).map_err(DatasetError::from)?;
-        context.counters.count_read(&bytes);
-        let mut encoded = image.checked(bytes).ok_or_else(|| self.split.changed(image))?;
-        if let Some(range) = image.entry_points() {
-            // Without them it is decoded all the same.
-            if let Ok(stored) = self.file(image.group())?.read(range) {
-                context.counters.count_read(&stored);
-                encoded.entry_points = unsealed(stored, &encoded.bytes);
-            }
-        }
-        Ok(encoded)
+        let file = self.file(image.group())?;
+        let read = |range| {
+            let bytes = file.read(range)?;
+            context.counters.count_read(&bytes);
+            Ok(bytes)
+        };
+        let fetched = image.fetch(read).map_err(|error: StorageError| DatasetError::from(error))?;
+        fetched.ok_or_else(|| self.split.changed(image))
     }
 
     fn load(&self, group: usize, context: &ReadContext) -> Result<Vec<Row>, LoaderError> {
@@ -88,10 +85,9 @@ impl LocalSource {
         Ok(self.split.read_group(group, context, read)?.1)
     }
 
-    /// The file of a group's shard.
     fn file(&self, group: usize) -> Result<Arc<LocalFile>, LoaderError> {
         let shard = self.split.shard_number(group);
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = lock(&self.files);
         if let Some(file) = files.get(&shard) {
             return Ok(Arc::clone(file));
         }
@@ -135,10 +131,8 @@ struct StreamedSource {
     row_groups: RowGroupCache,
     /// Row groups on a local disk.
     cache: Option<BlobCache>,
-    /// The group of each digest, where there is a cache.
-    by_digest: HashMap<Digest, u32>,
-    /// By group: when it is needed next.
-    next_use: Vec<AtomicU64>,
+    /// By digest of a group: when it is needed next, where there is a cache.
+    next_use: HashMap<Digest, AtomicU64>,
 }
 
 impl StreamedSource {
@@ -147,8 +141,7 @@ impl StreamedSource {
         let cached = if cache.is_some() { 0..split.groups() } else { 0..0 };
         Self {
             row_groups: RowGroupCache::new(),
-            by_digest: cached.map(|group| (split.digest(group), group as u32)).collect(),
-            next_use: (0..split.groups()).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            next_use: cached.map(|group| (split.digest(group), AtomicU64::new(u64::MAX))).collect(),
             split,
             cache,
         }
@@ -172,11 +165,7 @@ impl StreamedSource {
         }
         let (bytes, rows) = self.split.read_group(group, context, || self.read_whole(group, context))?;
         if let Some(cache) = &self.cache {
-            let use_of = |digest: Digest| {
-                let group = *self.by_digest.get(&digest)?;
-                Some(self.next_use[group as usize].load(Ordering::Relaxed))
-            };
-            cache.put(digest, &bytes, &use_of);
+            cache.put(digest, &bytes, &|digest| Some(self.next_use.get(&digest)?.load(Ordering::Relaxed)));
         }
         Ok(rows)
     }
@@ -194,14 +183,10 @@ impl StreamedSource {
         let image = self.split.image(bank_row);
         let group = image.group();
         if let Some(cache) = &self.cache {
-            let first = self.split.range(group).start;
-            let Range { start, end } = image.range();
-            let kept = cache.read(self.split.digest(group), start - first..end - first);
-            if let Some(mut encoded) = kept.and_then(|bytes| image.checked(bytes)) {
-                if let Some(Range { start, end }) = image.entry_points() {
-                    let stored = cache.read(self.split.digest(group), start - first..end - first);
-                    encoded.entry_points = stored.and_then(|stored| unsealed(stored, &encoded.bytes));
-                }
+            let (digest, first) = (self.split.digest(group), self.split.range(group).start);
+            let read =
+                |range: Range<u64>| cache.read(digest, range.start - first..range.end - first).ok_or(());
+            if let Ok(Some(encoded)) = image.fetch(read) {
                 context.counters.cache_bytes.add(encoded.held_bytes());
                 return Ok(encoded);
             }
@@ -242,7 +227,7 @@ impl Source for StreamedSource {
         let total = layout.total_bytes();
         if self.cache.as_ref().is_some_and(|cache| cache.limit() >= total) {
             self.row_groups.set_limit((memory / 8).min(READ_MEMORY));
-            for next_use in &self.next_use {
+            for next_use in self.next_use.values() {
                 // Every group is needed all the time: none goes for another.
                 next_use.store(0, Ordering::Relaxed);
             }
@@ -259,7 +244,9 @@ impl Source for StreamedSource {
     }
 
     fn expect(&self, group: usize, next_use: u64) {
-        self.next_use[group].store(next_use, Ordering::Relaxed);
+        if let Some(known) = self.next_use.get(&self.split.digest(group)) {
+            known.store(next_use, Ordering::Relaxed);
+        }
     }
 }
 
@@ -268,27 +255,13 @@ const GROUPS_AT_ONCE: usize = 4;
 /// Row groups that are kept where no limit was set, in bytes.
 const READ_MEMORY: u64 = 1 << 30;
 
-/// Whole row groups in memory, up to a limit of bytes; the one used longest ago goes first.
+/// Whole row groups in memory, up to a limit of bytes: the one that would exceed it takes the place of all.
 #[derive(Debug)]
 struct RowGroupCache {
     limit: AtomicU64,
-    groups: Mutex<Groups>,
+    groups: Mutex<HashMap<usize, Arc<Vec<Row>>>>,
     /// A few groups are loaded at a time, each once.
     turns: [Mutex<()>; GROUPS_AT_ONCE],
-}
-
-#[derive(Debug, Default)]
-struct Groups {
-    by_number: HashMap<usize, Entry>,
-    bytes: u64,
-    clock: u64,
-}
-
-#[derive(Debug)]
-struct Entry {
-    rows: Arc<Vec<Row>>,
-    bytes: u64,
-    used: u64,
 }
 
 impl RowGroupCache {
@@ -296,7 +269,6 @@ impl RowGroupCache {
         Self { limit: AtomicU64::new(READ_MEMORY), groups: Mutex::default(), turns: Default::default() }
     }
 
-    /// Keeps at most `limit` bytes from now on.
     fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
     }
@@ -308,15 +280,22 @@ impl RowGroupCache {
         group: usize,
         load: impl FnOnce() -> Result<Vec<Row>, LoaderError>,
     ) -> Result<Arc<Vec<Row>>, Arc<LoaderError>> {
-        if let Some(rows) = self.get(group) {
+        let held = || lock(&self.groups).get(&group).cloned();
+        if let Some(rows) = held() {
             return Ok(rows);
         }
         let _few_at_once = lock(&self.turns[group % GROUPS_AT_ONCE]);
-        if let Some(rows) = self.get(group) {
+        if let Some(rows) = held() {
             return Ok(rows);
         }
         let rows = Arc::new(load()?);
-        self.insert(group, Arc::clone(&rows), split.instances().layout.bytes(group));
+        let layout = &split.instances().layout;
+        let mut groups = lock(&self.groups);
+        let bytes: u64 = groups.keys().chain([&group]).map(|&group| layout.bytes(group)).sum();
+        if bytes > self.limit.load(Ordering::Relaxed) {
+            groups.clear();
+        }
+        groups.insert(group, Arc::clone(&rows));
         Ok(rows)
     }
 
@@ -333,29 +312,6 @@ impl RowGroupCache {
             Ok(image.of(&rows.map_err(LoaderError::Shared)?).clone())
         };
         bank_rows.iter().map(read).collect()
-    }
-
-    fn get(&self, group: usize) -> Option<Arc<Vec<Row>>> {
-        let mut groups = lock(&self.groups);
-        groups.clock += 1;
-        let clock = groups.clock;
-        let entry = groups.by_number.get_mut(&group)?;
-        entry.used = clock;
-        Some(Arc::clone(&entry.rows))
-    }
-
-    fn insert(&self, group: usize, rows: Arc<Vec<Row>>, bytes: u64) {
-        let mut groups = lock(&self.groups);
-        groups.bytes += bytes;
-        let used = groups.clock;
-        if let Some(before) = groups.by_number.insert(group, Entry { rows, bytes, used }) {
-            groups.bytes -= before.bytes;
-        }
-        while groups.bytes > self.limit.load(Ordering::Relaxed) && groups.by_number.len() > 1 {
-            let oldest = groups.by_number.iter().min_by_key(|(_, entry)| entry.used).map(|(group, _)| *group);
-            let Some(entry) = oldest.and_then(|group| groups.by_number.remove(&group)) else { return };
-            groups.bytes -= entry.bytes;
-        }
     }
 }
 

@@ -1,50 +1,13 @@
 //! The orders: complete, the same however they are read, resumable anywhere, and mixed well.
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
-
 use super::*;
 use crate::ids::RankShare;
 use crate::loader::plan::order::GroupedOrder;
 
-/// A source that is read in whole row groups, as one in an object store is, and records which were.
-struct InGroups(MemorySource, Mutex<BTreeSet<usize>>);
-
-impl Source for InGroups {
-    fn instances(&self) -> &Instances {
-        self.0.instances()
-    }
-
-    fn record(&self, bank_row: BankRow) -> String {
-        self.0.record(bank_row)
-    }
-
-    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError> {
-        self.0.read(bank_rows)
-    }
-
-    fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched> {
-        self.0.fetch_rows(bank_rows, context)
-    }
-
-    fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
-        self.1.lock().expect("a lock").insert(group);
-        self.0.fetch_group(group, context)
-    }
-
-    fn reads_rows(&self) -> bool {
-        false
-    }
-}
-
 /// Row groups of seven rows, read by rows and by groups.
 fn both(len: u32) -> [Arc<dyn Source>; 2] {
     let source = MemorySource::in_groups(rows(len), 7);
-    [Arc::new(source.clone()), Arc::new(InGroups(source, Mutex::default()))]
-}
-
-fn ids(batches: &[Batch]) -> Vec<u32> {
-    batches.iter().flat_map(|batch| batch.ids.iter().map(|id| id.0)).collect()
+    [Arc::new(source.clone()), Watched::new(source, true, None)]
 }
 
 #[test]
@@ -146,12 +109,12 @@ fn a_rank_reads_about_its_own_region_of_the_shards_in_every_epoch() {
     let mut read = Vec::new();
     for rank in 0..ranks {
         let source = MemorySource::in_groups(rows(groups * 4), 4);
-        let source = Arc::new(InGroups(source, Mutex::default()));
+        let source = Watched::new(source, true, None);
         let share = RankShare { rank, ranks };
         let shuffle = Shuffle::Windowed { rows: 120 };
         let options = LoaderOptions { shuffle, epochs: 3, batch_size: 60, share, ..options() };
         batches(&(Arc::clone(&source) as Arc<dyn Source>), options);
-        read.push(source.1.lock().expect("a lock").clone());
+        read.push(source.groups.lock().expect("a lock").clone());
     }
     let all: BTreeSet<usize> = read.iter().flatten().copied().collect();
     assert_eq!(all.len(), groups as usize);

@@ -3,6 +3,7 @@
 use tempfile::{TempDir, tempdir};
 
 use super::*;
+use crate::augment::EvalTransform;
 use crate::image::{encode_jpeg, entry_points};
 use crate::run_config::OnCorrupt;
 use crate::storage::{BlobCache, Location};
@@ -29,7 +30,7 @@ fn in_store() -> Location {
 
 fn cached(dataset: &Location, dir: &TempDir, bytes: u64) -> Arc<dyn Source> {
     let cache = BlobCache::open(&dir.path().join("cache"), bytes).expect("opened");
-    let manifest = crate::dataset::Manifest::read(dataset).expect("a manifest");
+    let manifest = Manifest::read(dataset).expect("a manifest");
     open_split_cached(dataset, &manifest, "train", None, Some(cache)).expect("opened")
 }
 
@@ -59,7 +60,7 @@ fn batches_are_those_of_the_rows_wherever_the_dataset_lies() {
 fn a_sample_reads_the_same_by_rows_and_by_groups() {
     let (_dir, places) = both_places();
     let [disk, store] = places.map(|place| {
-        let manifest = crate::dataset::Manifest::read(&place).expect("a manifest");
+        let manifest = Manifest::read(&place).expect("a manifest");
         open_split(&place, &manifest, "train", Some(13)).expect("opened")
     });
     let all = batches(&disk, windowed());
@@ -73,7 +74,7 @@ fn evaluation_sees_each_image_of_a_store_once_and_fetches_each_row_group_once() 
     let transform = EvalTransform::ResizeCenterCrop { resize: 18, crop: 16 };
     let mut loader = evaluation_batches(Arc::clone(&store), transform, 7, 2).expect("started");
     let all: Vec<Batch> = loader.by_ref().collect::<Result<_, _>>().expect("batches");
-    let mut ids: Vec<u32> = all.iter().flat_map(|batch| batch.ids.iter().map(|id| id.0)).collect();
+    let mut ids = ids(&all);
     ids.sort_unstable();
     assert_eq!(ids, (0..100).collect::<Vec<_>>());
     assert_eq!(loader.stats().requests, store.layout().groups() as u64);

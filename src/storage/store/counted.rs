@@ -4,8 +4,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use http_body_util::BodyExt;
@@ -15,10 +14,10 @@ use object_store::client::{
     ReqwestConnector,
 };
 
-static TOTAL: Counters = Counters::new();
+static TOTAL: Mutex<Traffic> =
+    Mutex::new(Traffic { get: 0, put: 0, other: 0, received: 0, refused: 0, broken: 0, cut: 0 });
 
 tokio::task_local! {
-    /// The failed tries of the current operation.
     static FAILED_TRIES: Cell<usize>;
 }
 
@@ -32,39 +31,18 @@ pub(super) fn failed_tries() -> usize {
     FAILED_TRIES.try_with(Cell::get).unwrap_or(0)
 }
 
-fn count_fault(counter: &AtomicU64) {
-    count(counter, 1);
+fn count(add: impl FnOnce(&mut Traffic)) {
+    add(&mut TOTAL.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+fn count_fault(add: impl FnOnce(&mut Traffic)) {
+    count(add);
     // Parts of an upload run in other tasks, outside any operation.
     let _ = FAILED_TRIES.try_with(|tries| tries.set(tries.get() + 1));
 }
 
 /// The status with which a store asks for patience.
 const TOO_MANY_REQUESTS: u16 = 429;
-
-#[derive(Debug)]
-struct Counters {
-    get: AtomicU64,
-    put: AtomicU64,
-    other: AtomicU64,
-    received: AtomicU64,
-    refused: AtomicU64,
-    broken: AtomicU64,
-    cut: AtomicU64,
-}
-
-impl Counters {
-    const fn new() -> Self {
-        Self {
-            get: AtomicU64::new(0),
-            put: AtomicU64::new(0),
-            other: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            broken: AtomicU64::new(0),
-            cut: AtomicU64::new(0),
-        }
-    }
-}
 
 /// The requests of this process to object stores so far; every attempt counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,16 +66,7 @@ pub struct Traffic {
 impl Traffic {
     /// The counts so far.
     pub fn of_this_process() -> Self {
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Self {
-            get: value(&TOTAL.get),
-            put: value(&TOTAL.put),
-            other: value(&TOTAL.other),
-            received: value(&TOTAL.received),
-            refused: value(&TOTAL.refused),
-            broken: value(&TOTAL.broken),
-            cut: value(&TOTAL.cut),
-        }
+        *TOTAL.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All requests.
@@ -131,11 +100,9 @@ impl fmt::Display for Traffic {
     }
 }
 
-/// Makes counted clients.
 #[derive(Debug)]
 pub(super) struct CountedConnector;
 
-#[deny(clippy::missing_trait_methods)]
 impl HttpConnector for CountedConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         // The provider of the whole process; one that is installed already stays.
@@ -144,46 +111,34 @@ impl HttpConnector for CountedConnector {
     }
 }
 
-/// A client whose requests are counted.
 #[derive(Debug)]
 struct Counted(HttpClient);
 
-fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
-}
-
 #[async_trait]
-#[deny(clippy::missing_trait_methods)]
 impl HttpService for Counted {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let method = match request.method().as_str() {
-            "GET" => &TOTAL.get,
-            "PUT" => &TOTAL.put,
-            _ => &TOTAL.other,
-        };
-        count(method, 1);
-        let answer = match self.0.execute(request).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                count_fault(&TOTAL.broken);
-                return Err(error);
-            }
-        };
+        count(|total| match request.method().as_str() {
+            "GET" => total.get += 1,
+            "PUT" => total.put += 1,
+            _ => total.other += 1,
+        });
+        let answer = self.0.execute(request).await;
+        let answer = answer.inspect_err(|_| count_fault(|total| total.broken += 1))?;
         let status = answer.status();
         if status.is_server_error() || status.as_u16() == TOO_MANY_REQUESTS {
-            count_fault(&TOTAL.refused);
+            count_fault(|total| total.refused += 1);
         }
         let (head, body) = answer.into_parts();
-        let cut = Arc::new(AtomicU64::new(0));
+        let mut is_cut = false;
         let body = body
             .map_frame(|frame| {
-                count(&TOTAL.received, frame.data_ref().map_or(0, |bytes| bytes.len() as u64));
+                count(|total| total.received += frame.data_ref().map_or(0, |bytes| bytes.len() as u64));
                 frame
             })
             .map_err(move |error| {
                 // A body may report its end more than once.
-                if cut.fetch_add(1, Ordering::Relaxed) == 0 {
-                    count_fault(&TOTAL.cut);
+                if !std::mem::replace(&mut is_cut, true) {
+                    count_fault(|total| total.cut += 1);
                 }
                 error
             });

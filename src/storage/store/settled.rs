@@ -1,26 +1,18 @@
 //! Conditional creates that give a definite answer.
 //!
 //! The store decides which of several writers wins, by a put that fails where the key exists (`If-None-Match: *`).
-//! Its answer can be lost after it acted; the next attempt then meets the writer's own file. So [`Settled`] marks
-//! every file with its writer's id, and settles a doubtful answer by reading it back.
+//! Its answer can be lost after it acted; the next attempt then meets the writer's own file. So every file is marked
+//! with its writer's id, and a doubtful answer is settled by reading it back.
 
-use std::fmt;
-use std::ops::Range;
-use std::sync::{Arc, OnceLock};
-
-use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    RenameOptions, Result, UploadPart,
+    Attribute, Attributes, Error, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    PutResult, Result,
 };
 
-use super::counted::operation;
-use super::retried::{Attempts, random_bits};
-use super::{Health, RetryLimits, is_lost, is_outage};
+use super::retried::{Attempts, Store, random_bits};
+use super::{is_lost, is_outage};
 
 /// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
 const WRITER: &str = "instdiscwriter";
@@ -33,16 +25,16 @@ pub(crate) fn writer_id() -> String {
     format!("{:016x}{:016x}", random_bits(), random_bits())
 }
 
-fn attributes(writer: &str) -> Attributes {
+pub(super) fn attributes(writer: &str) -> Attributes {
     Attributes::from_iter([(Attribute::Metadata(WRITER.into()), writer.to_owned())])
 }
 
 /// The writer that the attributes of a file name.
-fn writer(attributes: &Attributes) -> Option<&str> {
+pub(super) fn writer(attributes: &Attributes) -> Option<&str> {
     attributes.get(&Attribute::Metadata(WRITER.into())).map(AsRef::as_ref)
 }
 
-fn look_up() -> GetOptions {
+pub(super) fn look_up() -> GetOptions {
     GetOptions::new().with_head(true)
 }
 
@@ -54,40 +46,19 @@ enum Owner {
     Another,
 }
 
-/// Settles lost answers of conditional creates and of uploads.
-#[derive(Debug)]
-pub(super) struct Settled {
-    inner: Arc<dyn ObjectStore>,
-    health: Arc<Health>,
-    limits: RetryLimits,
-    single_writer: bool,
-    /// Set once a probe found that the store creates conditionally.
-    creates: OnceLock<()>,
-}
-
-impl fmt::Display for Settled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-impl Settled {
-    pub(super) fn new(
-        inner: Arc<dyn ObjectStore>,
-        health: Arc<Health>,
-        limits: RetryLimits,
-        single_writer: bool,
-    ) -> Self {
-        Self { inner, health, limits, single_writer, creates: OnceLock::new() }
-    }
-
+impl Store {
     /// Creates a file where other processes may, too.
-    async fn create(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    pub(super) async fn create(
+        &self,
+        key: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         let writer = writer_id();
         let options = PutOptions { attributes: attributes(&writer), ..options };
         let mut attempts = Attempts::new(self.limits);
         loop {
-            let error = match self.inner.put_opts(key, payload.clone(), options.clone()).await {
+            let error = match self.put_once(key, payload.clone(), options.clone()).await {
                 Err(error) if matches!(error, Error::AlreadyExists { .. }) || is_lost(&error) => error,
                 Err(error) => {
                     self.health.note_answers(!is_outage(&error));
@@ -110,12 +81,17 @@ impl Settled {
     }
 
     /// Creates a file where no other process writes, for a store without conditional creates.
-    async fn create_alone(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        match self.inner.head(key).await {
+    pub(super) async fn create_alone(
+        &self,
+        key: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        match self.head(key).await {
             Ok(_) => Err(exists(key)),
             Err(Error::NotFound { .. }) => {
                 let options = PutOptions { mode: PutMode::Overwrite, ..options };
-                self.inner.put_opts(key, payload, options).await
+                self.put_opts(key, payload, options).await
             }
             Err(error) => Err(error),
         }
@@ -123,7 +99,7 @@ impl Settled {
 
     async fn owner(&self, key: &Path, ours: &str, payload: &PutPayload) -> Result<Owner> {
         let of = |is_ours| if is_ours { Owner::Us } else { Owner::Another };
-        let found = match self.inner.get_opts(key, look_up()).await {
+        let found = match self.get_opts(key, look_up()).await {
             Err(Error::NotFound { .. }) => return Ok(Owner::Nobody),
             other => other?,
         };
@@ -131,7 +107,7 @@ impl Settled {
             return Ok(of(writer == ours));
         }
         // A store without attributes: equal contents are as good as our own.
-        match self.inner.get(key).await {
+        match self.get(key).await {
             Ok(there) => Ok(of(there.bytes().await? == Bytes::from(payload.clone()))),
             Err(Error::NotFound { .. }) => Ok(Owner::Nobody),
             Err(error) => Err(error),
@@ -142,16 +118,16 @@ impl Settled {
     ///
     /// # Errors
     /// [`Error::NotImplemented`] of [`CONDITIONAL_CREATE`] where it overwrites; else if a request fails.
-    async fn require_creates(&self, key: &Path) -> Result<()> {
+    pub(super) async fn require_creates(&self, key: &Path) -> Result<()> {
         if self.creates.get().is_some() {
             return Ok(());
         }
         let mut folder: Vec<_> = key.parts().collect();
         folder.pop();
         let probe = Path::from_iter(folder).join(format!(".instdisc-probe-{}", writer_id()));
-        self.inner.put(&probe, PutPayload::from("first")).await?;
+        self.put(&probe, PutPayload::from("first")).await?;
         let second = self.creates_again(&probe).await;
-        self.inner.delete(&probe).await?;
+        self.delete(&probe).await?;
         if second? {
             let operation = CONDITIONAL_CREATE.to_owned();
             return Err(Error::NotImplemented { operation, implementer: self.to_string() });
@@ -165,7 +141,7 @@ impl Settled {
         let mut attempts = Attempts::new(self.limits);
         loop {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            match self.inner.put_opts(key, PutPayload::from("second"), options).await {
+            match self.put_once(key, PutPayload::from("second"), options).await {
                 Ok(_) | Err(Error::NotImplemented { .. }) => return Ok(true),
                 Err(Error::AlreadyExists { .. }) => return Ok(false),
                 Err(error) if is_lost(&error) && attempts.again().await => {}
@@ -182,112 +158,26 @@ fn exists(key: &Path) -> Error {
     Error::AlreadyExists { path: key.to_string(), source: "another writer created it".into() }
 }
 
-fn written() -> PutResult {
+pub(super) fn written() -> PutResult {
     PutResult { e_tag: None, version: None, extensions: Default::default() }
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl ObjectStore for Settled {
-    async fn put_opts(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        if options.mode != PutMode::Create {
-            return self.inner.put_opts(key, payload, options).await;
-        }
-        if self.single_writer {
-            return self.create_alone(key, payload, options).await;
-        }
-        operation(self.require_creates(key)).await?;
-        operation(self.create(key, payload, options)).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        key: &Path,
-        options: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        let writer = writer_id();
-        let options = PutMultipartOptions { attributes: attributes(&writer), ..options };
-        let upload = self.inner.put_multipart_opts(key, options).await?;
-        Ok(Box::new(SettledUpload { upload, store: Arc::clone(&self.inner), key: key.clone(), writer }))
-    }
-
-    async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(key, options).await
-    }
-
-    async fn get_ranges(&self, key: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.inner.get_ranges(key, ranges).await
-    }
-
-    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(keys)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    fn list_with_offset(
-        &self,
-        prefix: Option<&Path>,
-        offset: &Path,
-    ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
-
-    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.inner.rename_opts(from, to, options).await
-    }
-}
-
-/// An upload whose completion counts as done where its answer was lost and the file is there.
-#[derive(Debug)]
-struct SettledUpload {
-    upload: Box<dyn MultipartUpload>,
-    store: Arc<dyn ObjectStore>,
-    key: Path,
-    writer: String,
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl MultipartUpload for SettledUpload {
-    fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        self.upload.put_part(data)
-    }
-
-    async fn complete(&mut self) -> Result<PutResult> {
-        let Err(error) = self.upload.complete().await else { return Ok(written()) };
-        match self.store.get_opts(&self.key, look_up()).await {
-            Ok(found) if writer(&found.attributes) == Some(&self.writer) => {
-                tracing::info!("{}/{}: the last answer was lost; the file is there", self.store, self.key);
-                Ok(written())
-            }
-            _ => Err(error),
-        }
-    }
-
-    async fn abort(&mut self) -> Result<()> {
-        self.upload.abort().await
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use async_trait::async_trait;
+    use futures::stream::BoxStream;
     use object_store::client::{HttpError, HttpErrorKind};
     use object_store::memory::InMemory;
+    use object_store::{
+        CopyOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, UploadPart,
+    };
 
     use super::*;
+    use crate::failure::Failure;
     use crate::storage::{Location, PublishMode, RetryLimits, StorageError, StorageOptions, Upload};
 
     /// A store with the vices of some.
@@ -381,11 +271,15 @@ mod tests {
         Location::on_store(Arc::new(store), options)
     }
 
+    /// A folder in a store that loses answers.
+    fn losing(forgets: bool) -> Location {
+        folder(Vicious { loses: true, forgets, ..Vicious::default() }, &StorageOptions::default())
+    }
+
     #[test]
     fn a_sole_writer_whose_answers_are_lost_is_never_told_that_another_wrote() {
         for forgets in [false, true] {
-            let folder =
-                folder(Vicious { loses: true, forgets, ..Vicious::default() }, &StorageOptions::default());
+            let folder = losing(forgets);
             for number in 0..40 {
                 let file = folder.join(&format!("file-{number}"));
                 file.publish(format!("contents {number}"), PublishMode::Create).expect("we are alone");
@@ -396,7 +290,7 @@ mod tests {
 
     #[test]
     fn of_many_creators_whose_answers_are_lost_one_wins() {
-        let folder = folder(Vicious { loses: true, ..Vicious::default() }, &StorageOptions::default());
+        let folder = losing(false);
         for round in 0..10 {
             let file = folder.join(&format!("file-{round}"));
             // The same contents from all: the writer's id alone tells them apart.
@@ -417,11 +311,10 @@ mod tests {
         let bad = || Vicious { overwrites: true, ..Vicious::default() };
         let shared = folder(bad(), &StorageOptions::default());
         let error = shared.join("file").publish("x", PublishMode::Create).expect_err("refused");
-        assert!(matches!(error, StorageError::NoCreate { .. }), "{error}");
+        assert!(matches!(error, StorageError::Refused { failure: Failure::Config, .. }), "{error}");
         assert!(error.to_string().contains("--single-writer"), "{error}");
         assert!(shared.list().expect("a list").is_empty(), "the probe leaves nothing");
-        let mut alone = StorageOptions::new(Vec::new());
-        alone.single_writer = true;
+        let alone = StorageOptions { single_writer: true, ..StorageOptions::default() };
         let own = folder(bad(), &alone).join("file");
         own.publish("x", PublishMode::Create).expect("no other writer");
         let again = own.publish("y", PublishMode::Create).expect_err("it is there");
@@ -432,8 +325,7 @@ mod tests {
     #[test]
     fn without_retries_a_lost_answer_is_still_settled() {
         let retry = RetryLimits { time: std::time::Duration::ZERO, tries: 0 };
-        let mut options = StorageOptions::new(Vec::new());
-        options.retry = retry;
+        let options = StorageOptions { retry, ..StorageOptions::default() };
         let folder = folder(Vicious { loses: true, ..Vicious::default() }, &options);
         // The probe's create is the first whose answer is lost, and without retries that is an error.
         folder.join("a").publish("x", PublishMode::Create).expect_err("the probe's answer was lost");
@@ -442,8 +334,7 @@ mod tests {
 
     #[test]
     fn an_upload_whose_last_answer_was_lost_is_settled_by_its_writer() {
-        let file =
-            folder(Vicious { loses: true, ..Vicious::default() }, &StorageOptions::default()).join("file");
+        let file = losing(false).join("file");
         let mut upload = Upload::start(&file).expect("started");
         std::io::Write::write_all(&mut upload, b"contents").expect("written");
         assert_eq!(upload.finish().expect("the file is there").bytes, 8);
