@@ -246,7 +246,7 @@ impl ProcessGroup {
     /// thread calls it, once; all it can do is end the process.
     pub fn when_lost(&self, grace: Duration, then: impl FnOnce(DistributedError) + Send + 'static) {
         if let Some(joined) = &self.joined {
-            joined.watch().when_lost(grace, Box::new(then));
+            joined.watch().when_lost(grace, then);
         }
     }
 

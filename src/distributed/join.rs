@@ -2,7 +2,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use tch::Device;
 
 use super::ffi::{self, GroupParts, Nccl};
 use super::rendezvous::Meeting;
-use super::watch::Watch;
+use super::watch::{Watch, connect};
 use super::{Cause, cause, first_line};
 use super::{DistributedError, Rendezvous, Store};
 use crate::failure::Failure;
@@ -148,11 +149,12 @@ fn listen(meeting: &Meeting) -> Result<TcpListener, DistributedError> {
         Some(listener) => listener.try_clone(),
         None => TcpListener::bind((meeting.interface(), meeting.port)),
     };
-    bound.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => DistributedError::PortInUse { address: meeting.name() },
-        _ => DistributedError::Rendezvous {
-            reason: format!("rank 0 cannot listen at {}: {error}", meeting.name()),
-        },
+    bound.map_err(|error| {
+        let why = match error.kind() {
+            ErrorKind::AddrInUse => "the port is in use; choose another (MASTER_PORT or --master)".to_owned(),
+            _ => error.to_string(),
+        };
+        DistributedError::Rendezvous { reason: format!("rank 0 cannot listen at {}: {why}", meeting.name()) }
     })
 }
 
@@ -166,18 +168,7 @@ fn reach(
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).clamp(PAUSE, LONGEST_ATTEMPT);
         // The name too may come later than this process.
-        let addresses = (meeting.host.as_str(), meeting.port).to_socket_addrs();
-        let attempt = addresses.and_then(|addresses| {
-            let mut last = std::io::Error::other("the name has no address");
-            for address in addresses {
-                match TcpStream::connect_timeout(&address, left) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        });
-        let Err(error) = attempt else { return Ok(()) };
+        let Err(error) = connect(&meeting.host, meeting.port, left) else { return Ok(()) };
         if stop.load(Ordering::Relaxed) {
             return Err(DistributedError::Stopped);
         }

@@ -1,7 +1,7 @@
 //! Small values that all ranks see.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::watch::Watch;
@@ -18,7 +18,7 @@ pub struct Store {
 
 #[derive(Debug)]
 enum Backing {
-    Memory(Mutex<BTreeMap<String, Vec<u8>>>, Condvar),
+    Memory(Mutex<BTreeMap<String, Vec<u8>>>),
     Client { client: ffi::Store, prefix: String, watch: Weak<Watch> },
 }
 
@@ -27,8 +27,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 impl Store {
     pub(super) fn in_memory() -> Self {
-        let backing = Backing::Memory(Mutex::default(), Condvar::new());
-        Self { backing: Arc::new(backing) }
+        Self { backing: Arc::new(Backing::Memory(Mutex::default())) }
     }
 
     pub(super) fn of_client(client: ffi::Store, prefix: &str, watch: &Arc<Watch>) -> Self {
@@ -42,9 +41,8 @@ impl Store {
     /// If rank 0 is lost.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<(), DistributedError> {
         match &*self.backing {
-            Backing::Memory(map, changed) => {
+            Backing::Memory(map) => {
                 locked(map).insert(key.to_owned(), value.to_owned());
-                changed.notify_all();
                 Ok(())
             }
             Backing::Client { client, prefix, .. } => {
@@ -60,7 +58,7 @@ impl Store {
     pub fn check(&self) -> Result<(), DistributedError> {
         match &*self.backing {
             Backing::Client { watch, .. } => watch.upgrade().map_or(Ok(()), |watch| watch.check()),
-            Backing::Memory(..) => Ok(()),
+            Backing::Memory(_) => Ok(()),
         }
     }
 
@@ -75,7 +73,8 @@ impl Store {
                 return Ok(value);
             }
             self.check()?;
-            self.wait_a_little();
+            // Not within the client, whose lock would keep other threads out.
+            std::thread::sleep(LOOK);
         }
     }
 
@@ -85,18 +84,10 @@ impl Store {
     /// If rank 0 is lost.
     pub fn try_get(&self, key: &str) -> Result<Option<Vec<u8>>, DistributedError> {
         match &*self.backing {
-            Backing::Memory(map, _) => Ok(locked(map).get(key).cloned()),
+            Backing::Memory(map) => Ok(locked(map).get(key).cloned()),
             Backing::Client { client, prefix, .. } => {
                 client.try_get(&(prefix.clone() + key)).map_err(|message| self.failed(key, &message))
             }
-        }
-    }
-
-    fn wait_a_little(&self) {
-        match &*self.backing {
-            Backing::Memory(map, changed) => drop(changed.wait_timeout(locked(map), LOOK)),
-            // Not within the client, whose lock would keep other threads out.
-            Backing::Client { .. } => std::thread::sleep(LOOK),
         }
     }
 
@@ -112,5 +103,5 @@ impl Store {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
