@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{BankOptions, Blocks, MemoryBank};
+use super::{Blocks, MemoryBank};
 use crate::ids::BankRow;
-use crate::run_config::{BankDtype, BankInit};
+use crate::run_config::{BankDtype, BankInit, TrainConfig};
 use crate::units::BankMomentum;
 
 fn momentum(value: f64) -> BankMomentum {
@@ -19,12 +19,14 @@ fn feature(values: [f32; 2]) -> Tensor {
 }
 
 #[test]
-fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
+fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle_which_is_told() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let _ = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
+    let moved = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
     let half = std::f32::consts::FRAC_1_SQRT_2;
     assert!(bank.to_vec().iter().all(|value| (value - half).abs() < 1e-6));
     assert_eq!(bank.updated_step(), [Some(3)]);
+    assert!((moved.row_cosine.double_value(&[]) - f64::from(half)).abs() < 1e-6);
+    assert!((moved.distance.double_value(&[]) - 2.0).abs() < 1e-6);
 }
 
 #[test]
@@ -78,12 +80,19 @@ fn gathered_rows_carry_no_gradient() {
 }
 
 #[test]
-fn random_rows_are_a_function_of_the_seed_and_unit_length() {
-    let [first, same, other] = [1, 1, 2].map(|seed| MemoryBank::random(1000, 16, seed, Device::Cpu));
+fn random_rows_are_a_function_of_seed_and_distribution_and_of_unit_length() {
+    let start = |seed, bank_init| {
+        let config = TrainConfig { dim: 16, seed, bank_init, ..TrainConfig::default() };
+        MemoryBank::initial(&config, 1000, Device::Cpu)
+    };
+    let [first, same, other] = [1, 1, 2].map(|seed| start(seed, BankInit::Uniform));
+    let normal = start(1, BankInit::Normal);
     assert_eq!(first.to_vec(), same.to_vec());
-    assert_ne!(first.to_vec(), other.to_vec());
-    let lengths = first.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
-    assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
+    assert!(first.to_vec() != other.to_vec() && first.to_vec() != normal.to_vec());
+    for bank in [first, normal] {
+        let lengths = bank.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+        assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
+    }
 }
 
 #[test]
@@ -137,18 +146,6 @@ fn parts_cover_the_bank_and_each_knows_its_positions() {
 }
 
 #[test]
-fn a_normal_start_differs_from_a_uniform_one_and_is_of_unit_length() {
-    let start = |init| {
-        let options = BankOptions { instances: 500, dim: 8, dtype: BankDtype::F32, init };
-        MemoryBank::initial(options, 3, Device::Cpu)
-    };
-    let (normal, uniform) = (start(BankInit::Normal), start(BankInit::Uniform));
-    assert_ne!(normal.to_vec(), uniform.to_vec());
-    let lengths = normal.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
-    assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
-}
-
-#[test]
 fn a_bank_of_16_bits_keeps_its_rows_near_unit_length_and_moves_them_alike() {
     for (dtype, tolerance) in [(BankDtype::Bf16, 2.0_f64.powi(-8)), (BankDtype::F16, 2.0_f64.powi(-11))] {
         let mut exact = MemoryBank::random(20, 8, 1, Device::Cpu);
@@ -163,14 +160,6 @@ fn a_bank_of_16_bits_keeps_its_rows_near_unit_length_and_moves_them_alike() {
 }
 
 #[test]
-fn an_update_says_how_far_rows_moved() {
-    let mut bank = bank(&[[1.0, 0.0]]);
-    let moved = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 0);
-    assert!((moved.row_cosine.double_value(&[]) - std::f64::consts::FRAC_1_SQRT_2).abs() < 1e-6);
-    assert!((moved.distance.double_value(&[]) - 2.0).abs() < 1e-6);
-}
-
-#[test]
 fn blocks_that_overlap_rows_are_found() {
     let blocks = Blocks::new(10, 4);
     // Blocks are 0..2, 2..5, 5..7, 7..10.
@@ -182,12 +171,12 @@ fn blocks_that_overlap_rows_are_found() {
 /// Rows, features and updates of owners of any runs of rows are those of one owner.
 #[test]
 fn what_several_owners_have_together_is_the_whole_bank() {
-    let options = BankOptions { instances: 301, dim: 8, dtype: BankDtype::F32, init: BankInit::Normal };
-    let mut whole = MemoryBank::initial(options, 7, Device::Cpu);
+    let config = TrainConfig { dim: 8, seed: 7, bank_init: BankInit::Normal, ..TrainConfig::default() };
+    let mut whole = MemoryBank::initial(&config, 301, Device::Cpu);
     let edges = [0, 1, 100, 250, 301];
     let mut parts: Vec<MemoryBank> = edges
         .windows(2)
-        .map(|edges| MemoryBank::initial_rows(options, edges[0]..edges[1], 7, Device::Cpu))
+        .map(|edges| MemoryBank::initial_rows(&config, 301, edges[0]..edges[1], Device::Cpu))
         .collect();
     let together = |parts: &[MemoryBank]| parts.iter().flat_map(MemoryBank::to_vec).collect::<Vec<_>>();
     assert_eq!(together(&parts), whole.to_vec());
@@ -205,6 +194,6 @@ fn what_several_owners_have_together_is_the_whole_bank() {
 
     let rows = parts.iter().map(|part| part.gather_owned(&positions)).reduce(|sum, rows| sum + rows);
     assert_eq!(rows.expect("parts"), whole.gather(&positions));
-    assert_eq!(parts[2].range(), 100..250);
-    assert_eq!(parts[2].instances(), 301);
+    assert_eq!(parts[2].shard().range(), 100..250);
+    assert_eq!(parts[2].shard().instances(), 301);
 }

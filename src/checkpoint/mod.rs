@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use run::{
     checkpoint_at, checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished,
-    newest_state, newest_whole, remove_checkpoint, run_of, unmark_finished,
+    newest_state, newest_that, newest_whole, remove_checkpoint, run_of, unmark_finished,
 };
 
 use crate::failure::Failure;
@@ -384,17 +384,16 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// The error of those checkpoints of a run, the newest first and each with its step, that cannot be used.
-    /// A run of one checkpoint has that one's error.
-    pub fn of_run(run: &Location, total: usize, wrong: Vec<(u64, Self)>) -> Option<Self> {
+    /// The error of those checkpoints of a run, the newest first, that cannot be used. A run of one checkpoint has that
+    /// one's error.
+    pub fn of_run(run: &Location, total: usize, wrong: Vec<(Location, Self)>) -> Option<Self> {
         let count = wrong.len();
-        let names: Vec<String> = wrong.iter().map(|(step, _)| checkpoint_name(*step)).collect();
+        let names = wrong.iter().map(|(folder, _)| folder.file_name()).collect::<Vec<_>>().join(", ");
         let (_, source) = wrong.into_iter().next()?;
         if total == 1 {
             return Some(source);
         }
-        let (run, names) = (run.to_string(), names.join(", "));
-        Some(Self::Several { run, count, total, names, source: source.into() })
+        Some(Self::Several { run: run.to_string(), count, total, names, source: source.into() })
     }
 
     /// The kind of failure, for the exit code.

@@ -48,20 +48,32 @@ pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointErro
 /// # Errors
 /// If no checkpoint is so, a newer one is of another version, or the store fails.
 pub fn newest_whole(run: &Location) -> Result<Option<(Checkpoint, TrainState)>, CheckpointError> {
+    let with_state = |checkpoint: Checkpoint| checkpoint.state().map(|state| (checkpoint, state));
+    // The resume names the newer ones and removes them.
+    Ok(newest_that(run, with_state)?.0)
+}
+
+/// What `accept` makes of the newest checkpoint of a run that it accepts, and the newer ones with their errors. None of a
+/// run without checkpoints.
+///
+/// # Errors
+/// If it accepts none, one is of a version that this program does not know, or the store fails.
+pub fn newest_that<T>(
+    run: &Location,
+    accept: impl Fn(Checkpoint) -> Result<T, CheckpointError>,
+) -> Result<(Option<T>, Vec<(Location, CheckpointError)>), CheckpointError> {
     let all = list_checkpoints(run)?;
     let (total, mut wrong) = (all.len(), Vec::new());
-    for (step, folder) in all.into_iter().rev() {
-        let opened = Checkpoint::open(&folder);
-        match opened.and_then(|checkpoint| checkpoint.state().map(|state| (checkpoint, state))) {
-            Ok(found) => return Ok(Some(found)),
+    for (_, folder) in all.into_iter().rev() {
+        match Checkpoint::open(&folder).and_then(&accept) {
+            Ok(found) => return Ok((Some(found), wrong)),
             Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
                 return Err(error);
             }
-            // The resume names and removes it.
-            Err(error) => wrong.push((step, error)),
+            Err(error) => wrong.push((folder, error)),
         }
     }
-    CheckpointError::of_run(run, total, wrong).map_or(Ok(None), Err)
+    CheckpointError::of_run(run, total, wrong).map_or(Ok((None, Vec::new())), Err)
 }
 
 /// The checkpoint that a location means, as (step, folder): itself, or of a run the newest.

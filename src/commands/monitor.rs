@@ -126,7 +126,7 @@ impl Monitor {
         if step == 0 {
             return Ok(scores);
         }
-        let range = bank.range();
+        let range = bank.shard().range();
         let rows = FeatureTable {
             meta: TableMeta { kind: Kind::Bank, ..meta.clone() },
             ids: self.ids[range.clone()].to_vec(),
@@ -142,7 +142,7 @@ impl Monitor {
             updated_step: Vec::new(),
             features: Vec::new(),
         };
-        let most = default_k(bank.instances());
+        let most = default_k(bank.shard().instances());
         let k = if most > 1 { vec![1, most] } else { vec![1] };
         let options = KnnOptions { k, ..KnnOptions::default() };
         let (report, _) = evaluate_over(group, &whole, (range, &rows), &queries, &options, None)?;

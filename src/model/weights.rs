@@ -78,17 +78,10 @@ pub enum WeightsError {
 impl WeightsError {
     /// Whether the file is readable, and of another model.
     pub fn is_of_another_model(&self) -> bool {
-        match self {
-            Self::Missing { .. } | Self::OtherNames { .. } | Self::Unexpected { .. } | Self::Shape { .. } => {
-                true
-            }
-            Self::Malformed(_)
-            | Self::Pickle
-            | Self::Type { .. }
-            | Self::NotFinite { .. }
-            | Self::NegativeVariance { .. }
-            | Self::Constant => false,
-        }
+        matches!(
+            self,
+            Self::Missing { .. } | Self::OtherNames { .. } | Self::Unexpected { .. } | Self::Shape { .. }
+        )
     }
 }
 

@@ -114,10 +114,7 @@ impl Opened<Tuner> {
             Some(checkpoint) => tuner.restore(checkpoint, &data),
             None => begin(job, &mut tuner, source.as_ref(), &from),
         };
-        if let Err(error) = &begun {
-            tell(&group, error);
-        }
-        begun?;
+        begun.inspect_err(|error| tell(&group, error))?;
         Self { run: run.clone(), group, learner: tuner, source, data, device, start }.checked()
     }
 }
@@ -214,7 +211,7 @@ impl Tuner {
         device: tch::Device,
     ) -> Result<Self, TrainError> {
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
-        encoder.set_compute(config.compute());
+        encoder.set_compute(config.precision, config.channels_last);
         let failed = share_statistics(&mut encoder, &group, &config);
         let optimizer = Optimizer::new(encoder.parameters(), &config);
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
@@ -278,7 +275,14 @@ impl Learner for Tuner {
             );
             let asked = here.of_any(&self.group)?;
             let step = advance(self.steps_per_epoch(), &mut self.cursor);
-            return Ok(Some(StepOutcome { skipped: true, step, asked, ..StepOutcome::before(lr, images) }));
+            return Ok(Some(StepOutcome {
+                skipped: true,
+                step,
+                images,
+                lr,
+                asked,
+                ..StepOutcome::default()
+            }));
         }
         self.optimizer.drop_gradients();
         let image = 3 * (self.config.image_size as usize).pow(2);
@@ -322,10 +326,12 @@ impl Learner for Tuner {
         self.optimizer.step(lr, divisor.as_ref());
         Ok(Some(StepOutcome {
             step: advance(self.steps_per_epoch(), &mut self.cursor),
+            images,
             loss,
             gradient_norm,
+            lr,
             asked: Requests::from_sums(stop, save),
-            ..StepOutcome::before(lr, images)
+            ..StepOutcome::default()
         }))
     }
 

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-pub use error::{PartError, TrainError};
+pub use error::TrainError;
 pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
@@ -126,10 +126,7 @@ impl Opened<Trainer> {
             Some(checkpoint) => trainer.restore(checkpoint, &data),
             None => begin(job, &group, &mut trainer, &source, progress, stop),
         };
-        if let Err(error) = &begun {
-            tell(&group, error);
-        }
-        begun?;
+        begun.inspect_err(|error| tell(&group, error))?;
         Self { run: job.run.clone(), group, learner: trainer, source, data, device, start }.checked()
     }
 }
@@ -275,10 +272,7 @@ impl<L: Learner> Session<L> {
     /// See [`TrainError`]; the checkpoints published so far remain.
     fn run(mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
         if self.is_done() {
-            let caught_up = self.catch_up_at_the_end(hooks, stop);
-            if let Err(error) = &caught_up {
-                self.failed(error);
-            }
+            let caught_up = self.catch_up_at_the_end(hooks, stop).inspect_err(|error| self.failed(error));
             self.group.leave();
             caught_up?;
             self.mark_finished()?;
@@ -294,9 +288,7 @@ impl<L: Learner> Session<L> {
             unmark_finished(&self.run)?;
         }
         let trained = self.catch_up(hooks, stop).and_then(|()| self.epochs(hooks, stop));
-        if let Err(error) = &trained {
-            self.failed(error);
-        }
+        let trained = trained.inspect_err(|error| self.failed(error));
         if matches!(trained, Ok(()) | Err(TrainError::Stopped { .. })) {
             self.group.leave();
         }
@@ -408,7 +400,7 @@ impl<L: Learner> Session<L> {
             if is_logged {
                 let line = meters.interval.line(Scope::Interval, step, epoch);
                 self.push(&line, hooks);
-                (meters.interval, meters.waited_before) = (Meter::start(), self.loader.waited());
+                meters.interval = Meter::start(self.loader.waited());
                 self.show()?;
             }
             if is_evaluated {
@@ -436,8 +428,8 @@ impl<L: Learner> Session<L> {
         self.asked.stop |= outcome.asked.stop;
         self.asked.save |= outcome.asked.save;
         let waited = self.loader.waited();
-        meters.epoch.add(outcome, waited.saturating_sub(meters.waited));
-        meters.interval.add(outcome, waited.saturating_sub(meters.waited_before));
+        meters.epoch.add(outcome, waited);
+        meters.interval.add(outcome, waited);
         hooks.stepped(&meters.epoch.report(outcome.step, meters.number));
     }
 
@@ -549,7 +541,7 @@ impl<L: Learner> Session<L> {
 fn tell(group: &ProcessGroup, error: &TrainError) {
     match error {
         TrainError::Stopped { .. } => group.leave(),
-        TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_)) => {}
+        TrainError::OtherRank { .. } | TrainError::Distributed(_) => {}
         error => group.fail(error.failure()),
     }
 }

@@ -45,7 +45,7 @@ impl<L: Learner> Session<L> {
         if !monitor.is_empty() {
             let Cursor { step, epoch, .. } = self.cursor();
             let scope = if step == 0 { Scope::Start } else { Scope::Monitor };
-            let line = MetricsLine { monitor, ..Meter::start().line(scope, step, epoch) };
+            let line = MetricsLine { monitor, ..Meter::line_of_nothing(scope, step, epoch) };
             self.push(&line, hooks);
         }
         Ok(())

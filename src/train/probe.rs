@@ -195,15 +195,6 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_batch_add_up_to_the_whole() {
-        let mut probe = probe();
-        learn(&mut probe, 0);
-        let whole = probe.sums(&features(1), &LABELS);
-        let part = |from: usize| probe.sums(&features(1).narrow(0, from as i64, 2), &LABELS[from..from + 2]);
-        assert!((part(0) + part(2) - whole).abs().max().double_value(&[]) < 1e-6);
-    }
-
-    #[test]
     fn one_that_is_put_back_goes_on_with_the_same_bits_and_without_its_momentum_does_not() {
         let mut whole = probe();
         learn(&mut whole, 0);

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::{DataIdentity, soundness};
-use crate::bank::{MemoryBank, StoredRows};
+use crate::bank::MemoryBank;
 use crate::checkpoint::{
-    BANK, Checkpoint, CheckpointError, MODEL, OPTIMIZER, TrainState, TrainedOn, checkpoint_name,
-    list_checkpoints, list_unpublished, remove_checkpoint,
+    BANK, Checkpoint, MODEL, OPTIMIZER, TrainState, TrainedOn, checkpoint_name, list_unpublished,
+    newest_that, remove_checkpoint,
 };
 use crate::distributed::ProcessGroup;
 use crate::failure::{Failure, chain};
@@ -176,8 +176,7 @@ pub(crate) fn load_bank(
             rows.extend_from_slice(&vectors.finish()?.rows(wanted)?);
         }
     }
-    let stored = StoredRows { rows: &rows, updated_step, first_row: owned.start, instances: data.ids.len() };
-    Ok(MemoryBank::from_stored(stored, dim, device))
+    Ok(MemoryBank::from_rows(&rows, dim, updated_step, device).part_of(owned.start, data.ids.len()))
 }
 
 /// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed:
@@ -186,30 +185,16 @@ pub(crate) fn load_bank(
 /// # Errors
 /// If none is whole, one is of a version that this program does not know, or the store fails.
 pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
-    let all = list_checkpoints(run)?;
-    let (total, mut damaged) = (all.len(), Vec::new());
-    for (step, folder) in all.into_iter().rev() {
-        let whole = |checkpoint: Checkpoint| {
-            checkpoint.verify()?;
-            soundness::check(&checkpoint).map(|()| checkpoint)
-        };
-        match Checkpoint::open(&folder).and_then(whole) {
-            Ok(checkpoint) => {
-                for (_, folder, error) in damaged {
-                    tracing::warn!("{error}; it is removed, the checkpoint before it is used");
-                    remove_checkpoint(&folder)?;
-                }
-                return Ok(Some(checkpoint));
-            }
-            Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
-                return Err(error.into());
-            }
-            Err(error) => damaged.push((step, folder, error)),
-        }
-    }
     // With all checkpoints lost, to begin anew in the same place is not for the program to decide.
-    let damaged = damaged.into_iter().map(|(step, _, error)| (step, error)).collect();
-    CheckpointError::of_run(run, total, damaged).map_or(Ok(None), |error| Err(error.into()))
+    let (found, damaged) = newest_that(run, |checkpoint| {
+        checkpoint.verify()?;
+        soundness::check(&checkpoint).map(|()| checkpoint)
+    })?;
+    for (folder, error) in damaged {
+        tracing::warn!("{error}; it is removed, the checkpoint before it is used");
+        remove_checkpoint(&folder)?;
+    }
+    Ok(found)
 }
 
 /// Removes what writers that were killed left behind. Only for the one process that writes to the run.

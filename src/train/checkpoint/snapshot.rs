@@ -106,7 +106,7 @@ impl Snapshot {
 impl BankRows {
     fn of(bank: &MemoryBank) -> Self {
         let updated_step = bank.updated_step().to_vec();
-        Self { rows: bank.to_host(), updated_step, owned: bank.range() }
+        Self { rows: bank.to_host(), updated_step, owned: bank.shard().range() }
     }
 
     /// Publishes the rows, unless a reader would refuse them. They are not copied as a whole.

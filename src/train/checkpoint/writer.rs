@@ -125,16 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_and_the_first_stay() {
-        let rule = Retention { newest: 2, every_steps: 0 };
-        assert_eq!(rule.superfluous(&[0, 10, 20, 30, 40]), [10, 20]);
-        assert_eq!(rule.superfluous(&[0, 10]), [0_u64; 0]);
-        assert_eq!(Retention { newest: 0, ..rule }.superfluous(&[0, 10, 20]), [0_u64; 0]);
-    }
-
-    #[test]
-    fn one_of_every_so_many_steps_stays_for_ever() {
-        let rule = Retention { newest: 1, every_steps: 20 };
-        assert_eq!(rule.superfluous(&[0, 10, 20, 25, 30, 40, 50]), [10, 25, 30]);
+    fn the_newest_the_first_and_one_of_every_so_many_steps_stay() {
+        let superfluous =
+            |newest, every_steps, steps: &[u64]| Retention { newest, every_steps }.superfluous(steps);
+        assert_eq!(superfluous(2, 0, &[0, 10, 20, 30, 40]), [10, 20]);
+        assert_eq!(superfluous(2, 0, &[0, 10]), [0_u64; 0]);
+        assert_eq!(superfluous(0, 0, &[0, 10, 20]), [0_u64; 0]);
+        assert_eq!(superfluous(1, 20, &[0, 10, 20, 25, 30, 40, 50]), [10, 25, 30]);
     }
 }

@@ -245,6 +245,7 @@ impl Metrics {
 #[derive(Debug)]
 pub(crate) struct Meter {
     started: Instant,
+    waited_before: Duration,
     steps: u64,
     images: u64,
     loss_sum: f64,
@@ -258,10 +259,11 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn start() -> Self {
-        let last = StepOutcome::before(0.0, 0);
+    /// Begins now; `waited_before`: the time spent waiting for data until then.
+    pub(crate) fn start(waited_before: Duration) -> Self {
         Self {
             started: Instant::now(),
+            waited_before,
             steps: 0,
             images: 0,
             loss_sum: 0.0,
@@ -269,16 +271,21 @@ impl Meter {
             alignment_sum: 0.0,
             probe: ProbeSums::default(),
             skipped: 0,
-            last,
+            last: StepOutcome::default(),
             waited: Duration::ZERO,
             stalled: Duration::ZERO,
         }
     }
 
-    /// Takes note of a step; `waited` is the time spent waiting for data since the start.
+    /// The line of no step.
+    pub(crate) fn line_of_nothing(scope: Scope, step: u64, epoch: u64) -> MetricsLine {
+        Self::start(Duration::ZERO).line(scope, step, epoch)
+    }
+
+    /// Takes note of a step; `waited`: the time spent waiting for data so far.
     pub(crate) fn add(&mut self, outcome: StepOutcome, waited: Duration) {
         self.images += outcome.images as u64;
-        self.waited = waited;
+        self.waited = waited.saturating_sub(self.waited_before);
         if outcome.skipped {
             self.skipped += 1;
         } else {
@@ -346,14 +353,11 @@ pub(crate) struct Meters {
     pub(crate) number: u64,
     pub(crate) epoch: Meter,
     pub(crate) interval: Meter,
-    /// How long the loader had been waited for when they began.
-    pub(crate) waited: Duration,
-    pub(crate) waited_before: Duration,
 }
 
 impl Meters {
     pub(crate) fn start(number: u64, waited: Duration) -> Self {
-        Self { number, epoch: Meter::start(), interval: Meter::start(), waited, waited_before: waited }
+        Self { number, epoch: Meter::start(waited), interval: Meter::start(waited) }
     }
 
     /// Leaves out time in which no step was taken.
@@ -419,15 +423,14 @@ mod tests {
 
     #[test]
     fn a_resumed_record_drops_the_lines_and_events_of_steps_that_come_again() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let run = Location::from_path(dir.path()).expect("a location");
+        let run = Location::in_memory().join("run");
         let mut metrics = Metrics::resume(&run, 0).expect("a new record");
         for step in [10, 20, 30] {
-            metrics.push(&Meter::start().line(Scope::Interval, step, 0));
+            metrics.push(&Meter::line_of_nothing(Scope::Interval, step, 0));
             metrics.files_of_checkpoint().publish().expect("published");
         }
         let mut metrics = Metrics::resume(&run, 20).expect("the record");
-        metrics.push(&Meter::start().line(Scope::Epoch, 25, 0));
+        metrics.push(&Meter::line_of_nothing(Scope::Epoch, 25, 0));
         metrics.files().publish().expect("published");
         let text =
             String::from_utf8(run.join("metrics.jsonl").read().expect("there").to_vec()).expect("text");
@@ -446,7 +449,7 @@ mod tests {
     fn scores_of_the_monitor_have_one_name_wherever_they_are_measured() {
         let names = |scope| {
             let monitor = [("knn1_top1".to_owned(), Value::from(0.5))].into_iter().collect();
-            let line = MetricsLine { monitor, ..Meter::start().line(scope, 5, 0) };
+            let line = MetricsLine { monitor, ..Meter::line_of_nothing(scope, 5, 0) };
             line.scalars().into_iter().map(|(name, _)| name).collect::<Vec<_>>()
         };
         for scope in [Scope::Start, Scope::Monitor] {
@@ -458,13 +461,12 @@ mod tests {
 
     #[test]
     fn an_older_record_does_not_replace_a_newer_one() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let run = Location::from_path(dir.path()).expect("a location");
+        let run = Location::in_memory().join("run");
         let mut metrics = Metrics::resume(&run, 0).expect("a new record");
-        metrics.push(&Meter::start().line(Scope::Interval, 10, 0));
+        metrics.push(&Meter::line_of_nothing(Scope::Interval, 10, 0));
         let older = metrics.files_of_checkpoint();
         // Of the same step, after the checkpoint: in its own file.
-        metrics.push(&Meter::start().line(Scope::Epoch, 10, 0));
+        metrics.push(&Meter::line_of_nothing(Scope::Epoch, 10, 0));
         metrics.files().publish().expect("published");
         older.publish().expect("published");
         let text = run.join("metrics.jsonl").read().expect("there");
