@@ -121,8 +121,9 @@ impl Drop for Handle {
     }
 }
 
-/// Ends the process at once.
-pub(super) fn end_process(code: u8) -> ! {
+/// Ends the process at once, without the exit handlers of libraries: for one that is blocked in a device's queue behind
+/// a lost rank, where they would never return.
+pub fn end_process(code: u8) -> ! {
     // SAFETY: it takes a number and does not return.
     unsafe { dist_end_process(code.into()) }
 }

@@ -9,7 +9,6 @@ mod ffi;
 mod group;
 mod join;
 mod rendezvous;
-mod store;
 mod watch;
 
 use std::time::Duration;
@@ -18,18 +17,11 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
 pub(crate) use ffi::emulate_kernels;
-pub use ffi::{CudaGraph, GraphRecorder};
-pub use group::{GradientReducer, ProcessGroup, Reduce};
+pub use ffi::{CudaGraph, GraphRecorder, end_process};
+pub use group::{GradientReducer, ProcessGroup, Reduce, Store};
 pub use rendezvous::{Rendezvous, RendezvousFlags};
-pub use store::Store;
 
 use crate::failure::Failure;
-
-/// Ends the process at once, without the exit handlers of libraries: for one that is blocked in a device's queue behind
-/// a lost rank, where they would never return.
-pub fn end_process(code: u8) -> ! {
-    ffi::end_process(code)
-}
 
 /// What became of a rank that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
