@@ -41,18 +41,13 @@ pub struct UpdateStats {
 }
 
 impl MemoryBank {
-    /// A bank of `instances` rows before its first step: of the configuration it depends on the seed, and on the
-    /// length, type and distribution of rows. With [`BankInit::Encode`] they are random until they are written.
+    /// Some rows of a bank of `instances` before its first step: of the configuration they depend on the seed, and on
+    /// the length, type and distribution of rows. With [`BankInit::Encode`] they are random until they are written.
     ///
     /// # Source
     /// Reference `NCEAverage.py`: uniform in ±√(3/dim). There the rows are only approximately of unit length
     /// until their first update; here they are normalised.
-    pub fn initial(config: &TrainConfig, instances: usize, device: Device) -> Self {
-        Self::initial_rows(config, instances, 0..instances, device)
-    }
-
-    /// Some rows of that bank.
-    pub fn initial_rows(config: &TrainConfig, instances: usize, owned: Range<usize>, device: Device) -> Self {
+    pub fn initial(config: &TrainConfig, instances: usize, owned: Range<usize>, device: Device) -> Self {
         let (first_row, updated_step) = (owned.start, vec![None; owned.len()]);
         let rows = random_rows(config, instances, owned, device);
         Self { shard: BankShard { rows, first_row, instances }, updated_step }
@@ -61,7 +56,7 @@ impl MemoryBank {
     /// A bank of random unit rows in f32.
     pub fn random(instances: usize, dim: usize, seed: u64, device: Device) -> Self {
         let config = TrainConfig { dim, seed, bank_init: BankInit::Uniform, ..TrainConfig::default() };
-        Self::initial(&config, instances, device)
+        Self::initial(&config, instances, 0..instances, device)
     }
 
     /// A bank with given rows.
@@ -133,57 +128,30 @@ impl MemoryBank {
         &self.updated_step
     }
 
-    /// The rows of `positions`.
-    ///
-    /// # Shape
-    /// `positions: [batch]`, all of them here -> `[batch, dim]` f32
-    ///
-    /// # Panics
-    /// If a row is not here.
-    pub fn gather(&self, positions: &[BankRow]) -> Tensor {
-        let found = self.shard.rows_of(positions);
-        assert!(found.is_complete(), "the rows are here");
-        self.shard.rows.index_select(0, &found.row()).to_kind(Kind::Float)
-    }
-
     /// The rows of those positions that are here, and zeros for all others: what all owners have adds up.
     ///
     /// # Shape
     /// `positions: [batch]` -> `[batch, dim]` f32
-    pub fn gather_owned(&self, positions: &[BankRow]) -> Tensor {
+    pub fn gather(&self, positions: &[BankRow]) -> Tensor {
         let found = self.shard.rows_of(positions);
         let rows = self.shard.rows.index_select(0, &found.row()).to_kind(Kind::Float);
         let shape = [positions.len() as i64, self.shard.dim() as i64];
         Tensor::zeros(shape, (Kind::Float, self.shard.rows.device())).index_copy(0, &found.query(), &rows)
     }
 
-    /// Moves the rows of `positions` that are here towards `features` and renormalises them.
+    /// Moves those rows of a batch's positions that are here towards `features` and renormalises them.
     ///
     /// `row <- normalise(momentum * row + (1 - momentum) * feature)`; where the sum is too short to be
     /// normalised (row and feature are antipodal), the row becomes the feature.
     ///
     /// # Shape
-    /// `positions: [batch]` distinct, `features: [batch, dim]` unit rows
+    /// `features: [batch, dim]` unit rows, one for each position; positions are distinct
     ///
     /// # Panics
-    /// If a position occurs twice (the winner would be undefined), or on other shapes.
+    /// If a position occurs twice (the winner would be undefined), on other shapes, or if `batch` is of another shard.
     ///
     /// # Source
     /// Reference `NCEAverage.py`, which does this inside `backward`; here the loop calls it.
-    pub fn update(
-        &mut self,
-        positions: &[BankRow],
-        features: &Tensor,
-        momentum: BankMomentum,
-        step: u64,
-    ) -> UpdateStats {
-        self.update_rows(&self.shard.rows_of(positions), features, momentum, step)
-    }
-
-    /// As [`MemoryBank::update`], of rows that were found before.
-    ///
-    /// # Panics
-    /// Likewise, and if they are those of another shard.
     pub fn update_rows(
         &mut self,
         batch: &BatchRows,

@@ -34,27 +34,18 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
     Ok(found)
 }
 
-/// The state with which a run goes on, as far as files tell that are there: that of [`newest_whole`].
+/// The state with which a run goes on, as far as files tell that are there: that of its newest checkpoint whose files
+/// have their sizes. None of a run without checkpoints.
 ///
 /// # Errors
-/// As [`newest_whole`].
+/// As [`newest_that`].
 pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointError> {
-    Ok(newest_whole(run)?.map(|(_, state)| state))
-}
-
-/// The newest checkpoint of a run whose files are there in their sizes, with its state. None of a run without
-/// checkpoints.
-///
-/// # Errors
-/// If no checkpoint is so, a newer one is of another version, or the store fails.
-pub fn newest_whole(run: &Location) -> Result<Option<(Checkpoint, TrainState)>, CheckpointError> {
-    let with_state = |checkpoint: Checkpoint| checkpoint.state().map(|state| (checkpoint, state));
     // The resume names the newer ones and removes them.
-    Ok(newest_that(run, with_state)?.0)
+    Ok(newest_that(run, |checkpoint| checkpoint.state())?.0)
 }
 
-/// What `accept` makes of the newest checkpoint of a run that it accepts, and the newer ones with their errors. None of a
-/// run without checkpoints.
+/// What `accept` makes of the newest checkpoint of a run that it accepts, and the newer ones with their errors. None of
+/// a run without checkpoints.
 ///
 /// # Errors
 /// If it accepts none, one is of a version that this program does not know, or the store fails.

@@ -103,7 +103,8 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
         let parts = bank.parts(args.blocks.max(1));
         objective.prepare(queries, &parts, negatives.as_ref(), &alone)?;
         let evaluation = objective.evaluate(queries, &parts, negatives.as_ref(), &alone)?;
-        let _ = bank.update(&ids, &features, args.bank_momentum, step);
+        let rows = bank.shard().rows_of(&ids);
+        let _ = bank.update_rows(&rows, &features, args.bank_momentum, step);
 
         results.push((format!("loss_{step}"), evaluation.loss));
         results.push((format!("gradient_{step}"), evaluation.gradient));

@@ -251,21 +251,14 @@ mod tests {
     #[test]
     fn they_are_uniform_over_the_rows_and_a_function_of_seed_and_step() {
         let rows = |seed, step| draw(seed, step, 4096, Sampling::PerSample, 0..64).all();
-        let counts =
-            rows(1, 1).flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
-        // 262 draws for each row, standard deviation 16.
-        assert!(counts.min().double_value(&[]) > 180.0 && counts.max().double_value(&[]) < 345.0);
+        // 262 draws for each row, deviation 16; of an odd K, which has one block, 210 and 14.5.
+        let one_block = draw(3, 0, 7, Sampling::PerSample, 0..30_000).all();
+        for (rows, fewest, most) in [(rows(1, 1), 180.0, 345.0), (one_block, 140.0, 290.0)] {
+            let counts = rows.flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
+            assert!(counts.min().double_value(&[]) > fewest && counts.max().double_value(&[]) < most);
+        }
         assert!(rows(1, 1).equal(&rows(1, 1)));
-        assert!(!rows(1, 1).equal(&rows(1, 2)));
-        assert!(!rows(1, 1).equal(&rows(2, 1)));
-    }
-
-    #[test]
-    fn rows_of_one_block_are_equally_likely() {
-        // An odd K has one block: 1000 rows, 7 * 30,000 draws, 210 each, deviation 14.5.
-        let rows = draw(3, 0, 7, Sampling::PerSample, 0..30_000).all();
-        let counts = rows.flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
-        assert!(counts.min().double_value(&[]) > 140.0 && counts.max().double_value(&[]) < 290.0);
+        assert!(!rows(1, 1).equal(&rows(1, 2)) && !rows(1, 1).equal(&rows(2, 1)));
     }
 
     #[test]

@@ -104,9 +104,6 @@ impl Partial {
     }
 
     /// Makes it the sums over the rows of all owners, the same ones at each of them.
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(super) fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
         if owners.world() == 1 {
             return Ok(());

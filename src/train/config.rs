@@ -148,9 +148,6 @@ impl TrainConfig {
     }
 
     /// Whether CUDA graphs fit the other options.
-    ///
-    /// # Errors
-    /// What does not fit.
     pub(super) fn check_graphs(&self, is_alone: bool, device: tch::Device) -> Result<(), TrainError> {
         let others = [
             (!is_alone, "ranks (--rank, torchrun, srun)"),
@@ -167,9 +164,6 @@ impl TrainConfig {
     }
 
     /// Whether there are enough images for this many ranks.
-    ///
-    /// # Errors
-    /// If there are not.
     pub(super) fn check_size(&self, instances: usize, ranks: usize) -> Result<(), TrainError> {
         let part = self.batch_size / self.accumulate;
         if ranks > 1 && (instances < ranks || part < 2 * ranks) {

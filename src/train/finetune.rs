@@ -97,7 +97,7 @@ pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
 /// # Errors
 /// See [`TrainError`]; the checkpoints published so far remain.
 pub fn finetune(job: &FinetuneJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
-    Opened::of_labels(job, stop)?.begin(hooks)?.run(hooks, stop)
+    Opened::of_labels(job, stop)?.begin(hooks, stop)?.run()
 }
 
 impl Opened<Tuner> {
@@ -155,8 +155,7 @@ impl Labelled {
         config.check_size(source.len(), job.train.rendezvous.world())?;
         let data = DataIdentity::of(&job.train, &manifest, source.as_ref())?;
         let from = Checkpoint::open(&job.from)?;
-        let weights =
-            from.manifest().files.iter().find(|entry| entry.name == MODEL).map(|entry| entry.digest);
+        let weights = from.entry(MODEL).map(|entry| entry.digest);
         let labels = LabelRecord {
             options: job.labels,
             subset: SubsetRecord::new(source.ids(), source.labels()),
@@ -200,9 +199,6 @@ struct Tuner {
 
 impl Tuner {
     /// The state before the first step, with random weights.
-    ///
-    /// # Errors
-    /// If a collective fails.
     fn over(
         group: Rc<ProcessGroup>,
         config: TrainConfig,
@@ -221,9 +217,6 @@ impl Tuner {
     }
 
     /// Takes the backbone's weights from a model whose last layer was something else.
-    ///
-    /// # Errors
-    /// If they are not of this architecture.
     fn begin_with(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
         // Also where the embedding happens to be as long as there are classes.
         let projection = self.encoder.weights();

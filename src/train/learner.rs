@@ -53,9 +53,6 @@ pub(super) trait Learner {
     }
 
     /// Statistics of its bank.
-    ///
-    /// # Errors
-    /// If a collective fails.
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
         Ok(None)
     }

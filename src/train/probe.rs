@@ -109,9 +109,6 @@ impl Probe {
     }
 
     /// Puts map and momentum of a checkpoint in place.
-    ///
-    /// # Errors
-    /// If they are of another shape.
     pub(super) fn load(&mut self, tensors: &NamedTensors) -> Result<(), WeightsError> {
         tensors.copy_into(self.named())
     }

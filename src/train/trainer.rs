@@ -117,17 +117,7 @@ struct Passes {
 }
 
 impl Trainer {
-    /// The state before the first step, in one process.
-    #[cfg(test)]
-    pub(super) fn new(config: TrainConfig, instances: usize, device: tch::Device) -> Self {
-        let alone = Rc::new(ProcessGroup::alone());
-        Self::over(alone, config, instances, device).expect("one process waits for nobody")
-    }
-
     /// The state before the first step, in one of several processes.
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(super) fn over(
         group: Rc<ProcessGroup>,
         config: TrainConfig,
@@ -145,7 +135,7 @@ impl Trainer {
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
         let reducer = GradientReducer::new(&group, &parameters)?;
         let owned = RankShare { rank: group.rank(), ranks: group.world() }.of(instances);
-        let bank = MemoryBank::initial_rows(&config, instances, owned, device);
+        let bank = MemoryBank::initial(&config, instances, owned, device);
         let objective = Objective::new(&config, None);
         let loss_scale = (config.precision == Precision::F16).then(LossScale::default);
         let cursor = Cursor::default();

@@ -77,7 +77,7 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
         bank_init: BankInit::Uniform,
         ..TrainConfig::default()
     };
-    let bank = MemoryBank::initial(&config, instances, device);
+    let bank = MemoryBank::initial(&config, instances, 0..instances, device);
     let before = peak_resident_bytes();
     let queries = MemoryBank::random(batch_size, dim, 1, device);
     let mut positions: Vec<_> = (0..instances as u32).map(BankRow).collect();

@@ -39,27 +39,22 @@ impl Start {
     /// # Errors
     /// If another job has the lock, no checkpoint is whole, or the store fails.
     pub(crate) fn of(group: &ProcessGroup, run: &Location) -> Result<Self, TrainError> {
-        let here = group.is_first().then(|| Self::alone(run));
-        if group.world() > 1 {
+        if group.is_first() {
+            let here = Self::alone(run);
             let word = match &here {
-                None => Ok(None),
-                Some(Ok(start)) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
-                Some(Err(error)) => Err((chain(error), error.failure())),
+                Ok(start) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
+                Err(error) => Err((chain(error), error.failure())),
             };
-            // Rank 0 may read a large checkpoint: no collective, which would give up.
-            if group.is_first() {
-                group.store().set(FOUND, &serde_json::to_vec(&word).expect("a word is plain data"))?;
-            } else {
-                let said = group.store().wait_for(FOUND)?;
-                let word = serde_json::from_slice::<Result<Option<u64>, (String, Failure)>>(&said);
-                let other_rank = |(reason, failure)| TrainError::OtherRank { rank: 0, reason, failure };
-                let word = word.map_err(|error| other_rank((error.to_string(), Failure::Other)))?;
-                let step = word.map_err(other_rank)?;
-                let open = |step| Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)));
-                return Ok(Self { lock: None, found: step.map(open).transpose()? });
-            }
+            // It may have read a large checkpoint: no collective, which would give up.
+            group.store().set(FOUND, &serde_json::to_vec(&word).expect("a word is plain data"))?;
+            return here;
         }
-        here.expect("rank 0 has looked")
+        let said = group.store().wait_for(FOUND)?;
+        let word = serde_json::from_slice::<Result<Option<u64>, (String, Failure)>>(&said);
+        let other_rank = |(reason, failure)| TrainError::OtherRank { rank: 0, reason, failure };
+        let word = word.map_err(|error| other_rank((error.to_string(), Failure::Other)))?;
+        let open = |step| Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)));
+        Ok(Self { lock: None, found: word.map_err(other_rank)?.map(open).transpose()? })
     }
 
     fn alone(run: &Location) -> Result<Self, TrainError> {
@@ -136,9 +131,6 @@ pub(crate) fn compatible_state(
 }
 
 /// Puts the weights and the optimiser's buffers in place.
-///
-/// # Errors
-/// If the checkpoint is damaged.
 pub(crate) fn load_learned(
     from: &Checkpoint,
     state: &TrainState,
@@ -198,9 +190,6 @@ pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
 }
 
 /// Removes what writers that were killed left behind. Only for the one process that writes to the run.
-///
-/// # Errors
-/// If the store fails.
 fn remove_unpublished(run: &Location) -> Result<(), TrainError> {
     for folder in list_unpublished(run)? {
         tracing::info!("{folder}: an unfinished checkpoint, removed");

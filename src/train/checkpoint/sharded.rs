@@ -55,18 +55,12 @@ impl SharedCheckpoint {
     }
 
     /// Tells rank 0 what became of this process's part, and waits until the checkpoint is there.
-    ///
-    /// # Errors
-    /// What went wrong here or there.
     pub(crate) fn hand_in(&self, step: u64, part: Result<FileEntry, TrainError>) -> Result<(), TrainError> {
         self.tell(step, part.map(Word::Written))?;
         self.wait_for(step)
     }
 
     /// Waits until rank 0 has published the checkpoint.
-    ///
-    /// # Errors
-    /// What went wrong there.
     pub(crate) fn wait_for(&self, step: u64) -> Result<(), TrainError> {
         self.hear(step, 0).map(drop)
     }
@@ -93,9 +87,6 @@ impl SharedCheckpoint {
     }
 
     /// Tells the others what became of the checkpoint.
-    ///
-    /// # Errors
-    /// What went wrong.
     pub(crate) fn publish(&self, step: u64, published: Result<(), TrainError>) -> Result<(), TrainError> {
         if self.ranks == 1 { published } else { self.tell(step, published.map(|()| Word::Published)) }
     }

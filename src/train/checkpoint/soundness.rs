@@ -20,18 +20,13 @@ pub(super) fn not_finite(
     optimizer: &NamedTensors,
     probe: Option<&NamedTensors>,
 ) -> Option<String> {
-    if let Some(name) = model.not_finite() {
-        return Some(name.to_owned());
-    }
-    if let Some(name) = optimizer.not_finite() {
-        return Some(format!("the optimiser's buffer of {name}"));
-    }
-    if let Some(name) = probe.and_then(NamedTensors::not_finite) {
-        return Some(format!("the probe's {name}"));
-    }
+    let named = |tensors: &NamedTensors, what: &str| tensors.not_finite().map(|name| format!("{what}{name}"));
     // Loading names weights of another form.
-    let is_finite = features_of_drawn(config, model).is_none_or(|features| are_finite(&features));
-    (!is_finite).then(|| "a feature under its weights".to_owned())
+    let is_finite = || features_of_drawn(config, model).is_none_or(|features| are_finite(&features));
+    named(model, "")
+        .or_else(|| named(optimizer, "the optimiser's buffer of "))
+        .or_else(|| named(probe?, "the probe's "))
+        .or_else(|| (!is_finite()).then(|| "a feature under its weights".to_owned()))
 }
 
 /// The features of the drawn images; nothing where the weights are of another network.
@@ -148,14 +143,10 @@ mod tests {
         let folder = run.join("checkpoints").join(&checkpoint_name(step));
         let state = TrainState {
             cursor: Cursor { step, ..Cursor::default() },
-            ln_partition: None,
-            optimizer_steps: None,
-            skipped_steps: 0,
-            loss_scale: Value::Null,
-            layout: None,
             instances: 1,
             encoder: serde_json::to_value(encoder.config()).expect("plain data"),
             config,
+            ..TrainState::default()
         };
         let state = serde_json::to_vec(&state).expect("plain data");
         let files =

@@ -49,17 +49,11 @@ impl Writer {
     }
 
     /// Whether the write under way has failed, without waiting for it.
-    ///
-    /// # Errors
-    /// Why it failed.
     pub(crate) fn check(&mut self) -> Result<(), TrainError> {
         if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) { self.finish() } else { Ok(()) }
     }
 
     /// Waits until everything is published.
-    ///
-    /// # Errors
-    /// Why it could not be.
     pub(crate) fn finish(&mut self) -> Result<(), TrainError> {
         if let Some(thread) = self.under_way.take() {
             let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -106,9 +100,6 @@ impl Retention {
     }
 
     /// Removes what need not stay.
-    ///
-    /// # Errors
-    /// If the store fails.
     fn apply(self, run: &Location) -> Result<(), TrainError> {
         let all = list_checkpoints(run)?;
         let steps: Vec<u64> = all.iter().map(|(step, _)| *step).collect();

@@ -53,9 +53,6 @@ pub struct BankHealth {
 impl BankHealth {
     /// Measures the bank after step `step`; in every process the same. `last`: features and positions of the last
     /// global batch.
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(crate) fn of(
         bank: &MemoryBank,
         last: Option<&(Tensor, Vec<BankRow>)>,
@@ -166,10 +163,7 @@ fn gather(
     positions: &[BankRow],
     owners: &ProcessGroup,
 ) -> Result<Tensor, DistributedError> {
-    if owners.world() == 1 {
-        return Ok(bank.gather(positions));
-    }
-    let rows = bank.gather_owned(positions);
+    let rows = bank.gather(positions);
     owners.all_reduce(&rows, Reduce::Sum)?;
     Ok(rows)
 }

@@ -133,9 +133,6 @@ pub(crate) struct MetricsFiles {
 
 impl MetricsFiles {
     /// Publishes the record; its text not where a later one is there already.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(crate) fn publish(self) -> Result<(), StorageError> {
         if let Some((file, bytes)) = self.events {
             file.publish(bytes, PublishMode::Overwrite)?;
@@ -191,22 +188,23 @@ impl Metrics {
 
     /// The line of the untrained encoder, once it is recorded.
     pub(crate) fn start(&self) -> Option<Value> {
-        let line = serde_json::from_str::<Value>(self.text.lines().next()?).ok()?;
-        (line["scope"] == "start").then_some(line)
+        self.lines().next().filter(|line| line["scope"] == "start")
     }
 
     /// Whether the record has scores of the monitor after this step.
     pub(crate) fn has_scores(&self, step: u64) -> bool {
         let is_score = |name: &String| name.rsplit('/').next().is_some_and(|name| name.starts_with("knn"));
-        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut of_step = lines.filter(|line| line["step"] == step);
+        let mut of_step = self.lines().filter(|line| line["step"] == step);
         of_step.any(|line| line.as_object().is_some_and(|fields| fields.keys().any(is_score)))
     }
 
     /// The mean losses of the epochs so far, in nats.
     pub(crate) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
-        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
+        self.lines().filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Value> {
+        self.text.lines().filter_map(|line| serde_json::from_str(line).ok())
     }
 
     /// Adds a line.

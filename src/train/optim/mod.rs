@@ -128,9 +128,6 @@ impl Optimizer {
     }
 
     /// Puts buffers in place.
-    ///
-    /// # Errors
-    /// If names or shapes are not those of the parameters.
     pub(crate) fn load(&mut self, buffers: &NamedTensors, steps: u64) -> Result<(), WeightsError> {
         buffers.copy_into(self.named_buffers())?;
         self.steps = steps;

@@ -61,7 +61,8 @@ fn probed(config: TrainConfig) -> Trainer {
 }
 
 fn trainer(config: TrainConfig) -> Trainer {
-    Trainer::new(config, INSTANCES, Device::Cpu)
+    let alone = Rc::new(ProcessGroup::alone());
+    Trainer::over(alone, config, INSTANCES, Device::Cpu).expect("one process waits for nobody")
 }
 
 /// A step, waited for.
