@@ -4,18 +4,15 @@
 //! which the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
 //! the bank. The bank knows nothing of files: it turns into a feature table and back.
 
-mod shard;
-
 use std::ops::Range;
+use std::rc::Rc;
 
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
-pub use shard::{BankShard, BatchRows, Blocks, RowPlan};
-
 use crate::ids::BankRow;
 use crate::rng::{Purpose, Stream};
-use crate::run_config::{BankDtype, BankInit};
+use crate::run_config::{BankDtype, BankInit, TrainConfig};
 use crate::units::BankMomentum;
 
 /// A sum of old row and new feature shorter than this cannot be normalised.
@@ -23,31 +20,15 @@ const SHORTEST_SUM: f64 = 1e-6;
 /// Blocks that are drawn at a time: enough for every core, and a small part of a large bank.
 const BLOCKS_AT_ONCE: u64 = 16;
 
-/// What a bank is.
-#[derive(Clone, Copy, Debug)]
-pub struct BankOptions {
-    /// The number of rows.
-    pub instances: usize,
-    /// The length of a row.
-    pub dim: usize,
-    /// The type of its numbers.
-    pub dtype: BankDtype,
-    /// Its first rows; with [`BankInit::Encode`] they are random until they are written.
-    pub init: BankInit,
-}
-
 /// One unit vector for each image, or for a run of them: several processes own some each.
 ///
 /// Invariants: every row has unit length (within 1e-5, or what its type can hold); all owners together have as
 /// many rows as the split has instances; rows never take part in autograd.
 #[derive(Debug)]
 pub struct MemoryBank {
-    /// `[owned, dim]`
-    rows: Tensor,
+    shard: BankShard,
     /// `[owned]`
     updated_step: Vec<Option<u64>>,
-    first_row: usize,
-    instances: usize,
 }
 
 /// What an update saw, as f64 scalars on the bank's device; what several owners saw of a batch adds up.
@@ -59,40 +40,23 @@ pub struct UpdateStats {
     pub distance: Tensor,
 }
 
-/// Rows as they were kept, with the steps that wrote them.
-#[derive(Debug)]
-pub struct StoredRows<'a> {
-    /// `[owned * dim]`, row after row, each of unit length.
-    pub rows: &'a [f32],
-    /// `[owned]`
-    pub updated_step: Vec<Option<u64>>,
-    /// The place of the first one.
-    pub first_row: usize,
-    /// The rows of all owners.
-    pub instances: usize,
-}
-
 impl MemoryBank {
-    /// A bank before its first step, a function of the seed alone.
+    /// Some rows of a bank of `instances` before its first step: of the configuration they depend on the seed, and on
+    /// the length, type and distribution of rows. With [`BankInit::Encode`] they are random until they are written.
     ///
     /// # Source
     /// Reference `NCEAverage.py`: uniform in ±√(3/dim). There the rows are only approximately of unit length
     /// until their first update; here they are normalised.
-    pub fn initial(options: BankOptions, seed: u64, device: Device) -> Self {
-        Self::initial_rows(options, 0..options.instances, seed, device)
-    }
-
-    /// Some rows of that bank.
-    pub fn initial_rows(options: BankOptions, owned: Range<usize>, seed: u64, device: Device) -> Self {
-        let rows = random_rows(options, owned.clone(), seed, device);
-        let updated_step = vec![None; owned.len()];
-        Self { rows, updated_step, first_row: owned.start, instances: options.instances }
+    pub fn initial(config: &TrainConfig, instances: usize, owned: Range<usize>, device: Device) -> Self {
+        let (first_row, updated_step) = (owned.start, vec![None; owned.len()]);
+        let rows = random_rows(config, instances, owned, device);
+        Self { shard: BankShard { rows, first_row, instances }, updated_step }
     }
 
     /// A bank of random unit rows in f32.
     pub fn random(instances: usize, dim: usize, seed: u64, device: Device) -> Self {
-        let (dtype, init) = (BankDtype::F32, BankInit::Uniform);
-        Self::initial(BankOptions { instances, dim, dtype, init }, seed, device)
+        let config = TrainConfig { dim, seed, bank_init: BankInit::Uniform, ..TrainConfig::default() };
+        Self::initial(&config, instances, 0..instances, device)
     }
 
     /// A bank with given rows.
@@ -104,25 +68,27 @@ impl MemoryBank {
     /// If the lengths do not fit each other.
     pub fn from_rows(rows: &[f32], dim: usize, updated_step: Vec<Option<u64>>, device: Device) -> Self {
         let instances = updated_step.len();
-        Self::from_stored(StoredRows { rows, updated_step, first_row: 0, instances }, dim, device)
+        assert_eq!(rows.len(), instances * dim, "one row of {dim} for each instance");
+        let rows = Tensor::from_slice(rows).view([instances as i64, dim as i64]).to_device(device);
+        Self { shard: BankShard { rows, first_row: 0, instances }, updated_step }
     }
 
-    /// Some rows of a bank, as they were kept.
+    /// These rows as those from `first_row` on of a bank of `instances` rows.
     ///
     /// # Panics
-    /// If the lengths do not fit each other.
-    pub fn from_stored(stored: StoredRows<'_>, dim: usize, device: Device) -> Self {
-        let StoredRows { rows, updated_step, first_row, instances } = stored;
-        assert_eq!(rows.len(), updated_step.len() * dim, "one row of {dim} for each instance");
-        assert!(first_row + updated_step.len() <= instances, "the rows are some of the bank's");
-        let rows = Tensor::from_slice(rows).view([updated_step.len() as i64, dim as i64]).to_device(device);
-        Self { rows, updated_step, first_row, instances }
+    /// If that has fewer.
+    #[must_use]
+    pub fn part_of(mut self, first_row: usize, instances: usize) -> Self {
+        assert!(first_row + self.shard.len() <= instances, "the rows are some of the bank's");
+        (self.shard.first_row, self.shard.instances) = (first_row, instances);
+        self
     }
 
     /// The same rows, kept in another type.
     #[must_use]
-    pub fn with_dtype(self, dtype: BankDtype) -> Self {
-        Self { rows: self.rows.to_kind(dtype.kind()), ..self }
+    pub fn with_dtype(mut self, dtype: BankDtype) -> Self {
+        self.shard.rows = self.shard.rows.to_kind(dtype.kind());
+        self
     }
 
     /// Writes the first rows of some positions, as if no step had written them; those of others are left out.
@@ -130,55 +96,31 @@ impl MemoryBank {
     /// # Shape
     /// `positions: [batch]`, `rows: [batch, dim]` unit rows
     pub fn set_initial(&mut self, positions: &[BankRow], rows: &Tensor) {
-        let found = self.owned().rows_of(positions);
-        let rows = rows.index_select(0, &found.query()).to_kind(self.rows.kind());
-        let _ = no_grad(|| self.rows.index_copy_(0, &found.row(), &rows));
+        let found = self.shard.rows_of(positions);
+        let rows = rows.index_select(0, &found.query()).to_kind(self.shard.rows.kind());
+        let _ = no_grad(|| self.shard.rows.index_copy_(0, &found.row(), &rows));
     }
 
-    /// The rows that are here, as one part.
-    pub fn owned(&self) -> BankShard {
-        BankShard::new(self.rows.shallow_clone(), self.first_row, self.instances)
+    /// The rows that are here.
+    pub fn shard(&self) -> &BankShard {
+        &self.shard
     }
 
     /// The rows in `count` parts of nearly equal length, as several owners would have them.
     pub fn parts(&self, count: usize) -> Vec<BankShard> {
-        let blocks = Blocks::new(self.len(), count as u64);
+        let BankShard { rows, first_row, instances } = &self.shard;
+        let blocks = Blocks::new(self.shard.len(), count as u64);
         let part = |block| {
             let range = blocks.range(block);
-            let rows = self.rows.narrow(0, range.start as i64, (range.end - range.start) as i64);
-            BankShard::new(rows, self.first_row + range.start as usize, self.instances)
+            let rows = rows.narrow(0, range.start as i64, (range.end - range.start) as i64);
+            BankShard { rows, first_row: first_row + range.start as usize, instances: *instances }
         };
         (0..blocks.count()).map(part).collect()
     }
 
-    /// The number of rows that are here.
-    pub fn len(&self) -> usize {
-        self.updated_step.len()
-    }
-
-    /// Whether no row is here.
-    pub fn is_empty(&self) -> bool {
-        self.updated_step.is_empty()
-    }
-
-    /// The rows of all owners: one for each instance.
-    pub fn instances(&self) -> usize {
-        self.instances
-    }
-
-    /// The places of the rows that are here.
-    pub fn range(&self) -> Range<usize> {
-        self.first_row..self.first_row + self.len()
-    }
-
-    /// The length of a row.
-    pub fn dim(&self) -> usize {
-        self.rows.size()[1] as usize
-    }
-
     /// The rows that are here, `[owned, dim]`, without a graph.
     pub fn rows(&self) -> &Tensor {
-        &self.rows
+        &self.shard.rows
     }
 
     /// `[owned]`: the step that last wrote each row; `None` where it is still the initial one.
@@ -186,57 +128,30 @@ impl MemoryBank {
         &self.updated_step
     }
 
-    /// The rows of `positions`.
-    ///
-    /// # Shape
-    /// `positions: [batch]`, all of them here -> `[batch, dim]` f32
-    ///
-    /// # Panics
-    /// If a row is not here.
-    pub fn gather(&self, positions: &[BankRow]) -> Tensor {
-        let found = self.owned().rows_of(positions);
-        assert!(found.is_complete(), "the rows are here");
-        self.rows.index_select(0, &found.row()).to_kind(Kind::Float)
-    }
-
     /// The rows of those positions that are here, and zeros for all others: what all owners have adds up.
     ///
     /// # Shape
     /// `positions: [batch]` -> `[batch, dim]` f32
-    pub fn gather_owned(&self, positions: &[BankRow]) -> Tensor {
-        let found = self.owned().rows_of(positions);
-        let rows = self.rows.index_select(0, &found.row()).to_kind(Kind::Float);
-        let shape = [positions.len() as i64, self.dim() as i64];
-        Tensor::zeros(shape, (Kind::Float, self.rows.device())).index_copy(0, &found.query(), &rows)
+    pub fn gather(&self, positions: &[BankRow]) -> Tensor {
+        let found = self.shard.rows_of(positions);
+        let rows = self.shard.rows.index_select(0, &found.row()).to_kind(Kind::Float);
+        let shape = [positions.len() as i64, self.shard.dim() as i64];
+        Tensor::zeros(shape, (Kind::Float, self.shard.rows.device())).index_copy(0, &found.query(), &rows)
     }
 
-    /// Moves the rows of `positions` that are here towards `features` and renormalises them.
+    /// Moves those rows of a batch's positions that are here towards `features` and renormalises them.
     ///
     /// `row <- normalise(momentum * row + (1 - momentum) * feature)`; where the sum is too short to be
     /// normalised (row and feature are antipodal), the row becomes the feature.
     ///
     /// # Shape
-    /// `positions: [batch]` distinct, `features: [batch, dim]` unit rows
+    /// `features: [batch, dim]` unit rows, one for each position; positions are distinct
     ///
     /// # Panics
-    /// If a position occurs twice (the winner would be undefined), or on other shapes.
+    /// If a position occurs twice (the winner would be undefined), on other shapes, or if `batch` is of another shard.
     ///
     /// # Source
     /// Reference `NCEAverage.py`, which does this inside `backward`; here the loop calls it.
-    pub fn update(
-        &mut self,
-        positions: &[BankRow],
-        features: &Tensor,
-        momentum: BankMomentum,
-        step: u64,
-    ) -> UpdateStats {
-        self.update_rows(&self.owned().rows_of(positions), features, momentum, step)
-    }
-
-    /// As [`MemoryBank::update`], of rows that were found before.
-    ///
-    /// # Panics
-    /// Likewise, and if they are those of another shard.
     pub fn update_rows(
         &mut self,
         batch: &BatchRows,
@@ -245,10 +160,10 @@ impl MemoryBank {
         step: u64,
     ) -> UpdateStats {
         let positions = batch.positions();
-        batch.check(&self.owned(), positions);
+        batch.check(&self.shard, positions);
         assert_eq!(
             features.size(),
-            [positions.len() as i64, self.dim() as i64],
+            [positions.len() as i64, self.shard.dim() as i64],
             "one feature for each position"
         );
         let ascending = batch.ascending();
@@ -260,12 +175,12 @@ impl MemoryBank {
             if !batch.is_complete() {
                 features = features.index_select(0, &batch.query());
             }
-            let old = self.rows.index_select(0, &row).to_kind(Kind::Float);
+            let old = self.shard.rows.index_select(0, &row).to_kind(Kind::Float);
             let sum = &old * momentum.get() + &features * (1.0 - momentum.get());
             let length = sum.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
             let moved = &sum / &length;
             let rows = moved.where_self(&length.gt(SHORTEST_SUM), &features);
-            let _ = self.rows.index_copy_(0, &row, &rows.to_kind(self.rows.kind()));
+            let _ = self.shard.rows.index_copy_(0, &row, &rows.to_kind(self.shard.rows.kind()));
             let count = positions.len() as f64;
             UpdateStats {
                 row_cosine: (&old * rows).sum(Kind::Double) / count,
@@ -279,16 +194,190 @@ impl MemoryBank {
     /// # Shape
     /// `[owned, dim]` in the type in which the bank keeps them
     pub fn to_host(&self) -> Tensor {
-        match self.rows.device() {
-            Device::Cpu => self.rows.copy(),
-            _ => self.rows.to_device(Device::Cpu),
+        match self.shard.rows.device() {
+            Device::Cpu => self.shard.rows.copy(),
+            _ => self.shard.rows.to_device(Device::Cpu),
         }
     }
 
     /// A copy of the rows on the host, row after row.
     pub fn to_vec(&self) -> Vec<f32> {
-        let rows = self.rows.to_device(Device::Cpu).to_kind(Kind::Float);
+        let rows = self.shard.rows.to_device(Device::Cpu).to_kind(Kind::Float);
         Vec::try_from(rows.contiguous().view([-1])).expect("rows of f32 on the host")
+    }
+}
+
+/// Contiguous rows of a bank. An objective works on parts: one owner has all rows in one, several have
+/// some each.
+#[derive(Debug)]
+pub struct BankShard {
+    /// `[len, dim]`: those from `first_row` on of a bank of `instances` rows.
+    rows: Tensor,
+    first_row: usize,
+    instances: usize,
+}
+
+impl BankShard {
+    /// `[len, dim]` in the type in which the bank keeps them, without a graph.
+    pub fn rows(&self) -> &Tensor {
+        &self.rows
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.size()[0] as usize
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The length of a row.
+    pub fn dim(&self) -> usize {
+        self.rows.size()[1] as usize
+    }
+
+    /// The first row's place in the bank.
+    pub fn first_row(&self) -> usize {
+        self.first_row
+    }
+
+    /// The places in the bank.
+    pub fn range(&self) -> Range<usize> {
+        self.first_row..self.first_row + self.len()
+    }
+
+    /// The rows of the whole bank.
+    pub fn instances(&self) -> usize {
+        self.instances
+    }
+
+    /// Which of these positions are here, as (index into the slice, row within the part).
+    pub fn owned(&self, positions: &[BankRow]) -> impl Iterator<Item = (usize, usize)> {
+        let range = self.range();
+        let rows = positions.iter().map(|position| position.row()).enumerate();
+        rows.filter(move |(_, row)| range.contains(row)).map(|(query, row)| (query, row - self.first_row))
+    }
+
+    /// Finds the rows of these positions that are here.
+    pub fn locate(&self, positions: &[BankRow]) -> RowPlan {
+        let found: Vec<_> = self.owned(positions).collect();
+        let mut ascending = found.clone();
+        ascending.sort_unstable_by_key(|&(_, row)| row);
+        let queries =
+            |pairs: &[(usize, usize)]| pairs.iter().map(|&(query, _)| query as i64).collect::<Vec<_>>();
+        let rows = |pairs: &[(usize, usize)]| pairs.iter().map(|&(_, row)| row as i64).collect::<Vec<_>>();
+        let all: Vec<i64> = positions.iter().map(|position| position.to_index()).collect();
+        let words = [all, queries(&found), rows(&found), queries(&ascending), rows(&ascending)].concat();
+        let ascending = ascending.into_iter().map(|(_, row)| row).collect();
+        RowPlan { positions: positions.to_vec(), range: self.range(), ascending, words }
+    }
+
+    /// Likewise, on the shard's device.
+    pub fn rows_of(&self, positions: &[BankRow]) -> BatchRows {
+        let plan = self.locate(positions);
+        let words = Tensor::from_slice(&plan.words).to_device(self.rows.device());
+        plan.with(words)
+    }
+}
+
+/// Which rows of a shard are those of some positions, before that is on the shard's device.
+#[derive(Debug)]
+pub struct RowPlan {
+    positions: Vec<BankRow>,
+    range: Range<usize>,
+    ascending: Vec<usize>,
+    words: Vec<i64>,
+}
+
+/// Which rows of a shard are those of some positions, on the shard's device.
+///
+/// Invariant: `row` and `query` have one entry for each position whose row is here, in the order of the positions.
+#[derive(Debug)]
+pub struct BatchRows {
+    plan: Rc<RowPlan>,
+    words: Tensor,
+}
+
+impl RowPlan {
+    /// What is to be brought to the device.
+    pub fn words(&self) -> &[i64] {
+        &self.words
+    }
+
+    /// Takes the words from the device to which they were brought.
+    ///
+    /// # Shape
+    /// `words: [words]` int64
+    ///
+    /// # Panics
+    /// If there are fewer or more.
+    pub fn with(self, words: Tensor) -> BatchRows {
+        assert_eq!(words.size(), [self.words.len() as i64], "the plan's words");
+        BatchRows { plan: Rc::new(self), words }
+    }
+}
+
+impl BatchRows {
+    /// The positions.
+    pub fn positions(&self) -> &[BankRow] {
+        &self.plan.positions
+    }
+
+    /// The rows that are here, ascending within the shard.
+    pub fn ascending(&self) -> &[usize] {
+        &self.plan.ascending
+    }
+
+    /// Whether the row of every position is here.
+    pub fn is_complete(&self) -> bool {
+        self.plan.ascending.len() == self.plan.positions.len()
+    }
+
+    /// `[positions]`: the positions.
+    pub fn places(&self) -> Tensor {
+        self.words.narrow(0, 0, self.plan.positions.len() as i64)
+    }
+
+    /// `[found]`: the indices of the positions whose rows are here.
+    pub fn query(&self) -> Tensor {
+        self.part(0)
+    }
+
+    /// `[found]`: their rows within the shard.
+    pub fn row(&self) -> Tensor {
+        self.part(1)
+    }
+
+    /// `[found]`: as [`BatchRows::query`], in the order of the rows.
+    pub fn ascending_query(&self) -> Tensor {
+        self.part(2)
+    }
+
+    /// `[found]`: as [`BatchRows::row`], in their order.
+    pub fn ascending_row(&self) -> Tensor {
+        self.part(3)
+    }
+
+    fn part(&self, number: usize) -> Tensor {
+        let found = self.plan.ascending.len();
+        self.words.narrow(0, (self.plan.positions.len() + number * found) as i64, found as i64)
+    }
+
+    /// # Panics
+    /// If they are not those of these positions in this shard.
+    pub fn check(&self, shard: &BankShard, positions: &[BankRow]) {
+        assert!(
+            self.plan.range == shard.range() && self.plan.positions == positions,
+            "rows of this shard and batch"
+        );
+    }
+
+    /// The same.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        Self { plan: Rc::clone(&self.plan), words: self.words.shallow_clone() }
     }
 }
 
@@ -302,14 +391,75 @@ impl BankDtype {
     }
 }
 
+/// The rows `0..rows` cut into `count` runs of nearly equal length.
+///
+/// Random numbers about rows (initial values, negatives) are drawn block by block, each block from its own stream. So
+/// an owner of some blocks draws the same numbers as one who owns all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    rows: u64,
+    count: u64,
+}
+
+impl Blocks {
+    /// The division on which initial rows are drawn; fixed, so that a bank never depends on anything else.
+    pub const FOR_INITIAL_ROWS: u64 = 256;
+    /// The most blocks over which the negatives of one query are spread.
+    pub const MOST_FOR_NEGATIVES: u64 = 256;
+    /// The fewest rows of a block from which negatives are drawn. Blocks differ by a row at most, and equally
+    /// many are drawn from each, so each row's probability is right within one part in this number.
+    pub const FEWEST_ROWS_FOR_NEGATIVES: u64 = 1024;
+
+    /// `count` blocks, or one for each row where there are fewer rows.
+    ///
+    /// # Panics
+    /// If there are no rows or no blocks.
+    pub fn new(rows: usize, count: u64) -> Self {
+        assert!(rows > 0 && count > 0, "blocks need rows");
+        Self { rows: rows as u64, count: count.min(rows as u64) }
+    }
+
+    /// The blocks from which `negatives` draws for one query are taken, equally many from each: the
+    /// largest power of two up to [`Blocks::MOST_FOR_NEGATIVES`] that divides `negatives` and leaves each
+    /// [`Blocks::FEWEST_ROWS_FOR_NEGATIVES`].
+    pub fn for_negatives(rows: usize, negatives: usize) -> Self {
+        let mut count = 1;
+        while count * 2 <= Self::MOST_FOR_NEGATIVES.min(rows as u64 / Self::FEWEST_ROWS_FOR_NEGATIVES)
+            && (negatives as u64).is_multiple_of(count * 2)
+        {
+            count *= 2;
+        }
+        Self::new(rows, count)
+    }
+
+    /// The number of blocks.
+    pub fn count(self) -> u64 {
+        self.count
+    }
+
+    /// The blocks that hold any of these rows.
+    pub fn overlapping(self, rows: Range<usize>) -> Range<u64> {
+        let (start, end) = (rows.start as u64, rows.end as u64);
+        let first = (0..self.count).find(|&block| self.range(block).end > start).unwrap_or(self.count);
+        let after = (first..self.count).find(|&block| self.range(block).start >= end).unwrap_or(self.count);
+        first..after
+    }
+
+    /// The rows of one block.
+    pub fn range(self, block: u64) -> Range<u64> {
+        let edge = |block: u64| (u128::from(block) * u128::from(self.rows) / u128::from(self.count)) as u64;
+        edge(block)..edge(block + 1)
+    }
+}
+
 /// Random unit rows, block by block: an owner's rows do not depend on who has the others.
 ///
 /// # Shape
 /// -> `[owned, dim]`
-fn random_rows(options: BankOptions, owned: Range<usize>, seed: u64, device: Device) -> Tensor {
-    let BankOptions { instances, dim, dtype, init } = options;
+fn random_rows(config: &TrainConfig, instances: usize, owned: Range<usize>, device: Device) -> Tensor {
+    let &TrainConfig { dim, bank_dtype, bank_init, seed, .. } = config;
     let blocks = Blocks::new(instances, Blocks::FOR_INITIAL_ROWS);
-    let all = Tensor::empty([owned.len() as i64, dim as i64], (dtype.kind(), device));
+    let all = Tensor::empty([owned.len() as i64, dim as i64], (bank_dtype.kind(), device));
     let needed = blocks.overlapping(owned.clone());
     for first in needed.clone().step_by(BLOCKS_AT_ONCE as usize) {
         let some = first..(first + BLOCKS_AT_ONCE).min(needed.end);
@@ -319,7 +469,7 @@ fn random_rows(options: BankOptions, owned: Range<usize>, seed: u64, device: Dev
             .flat_map_iter(|block| {
                 let range = blocks.range(block);
                 let mut stream = Stream::new(seed, Purpose::BankInit, block, 0);
-                (range.start..range.end).flat_map(move |_| unit_row(&mut stream, dim, init))
+                (range.start..range.end).flat_map(move |_| unit_row(&mut stream, dim, bank_init))
             })
             .collect();
         let rows = Tensor::from_slice(&values).view([-1, dim as i64]);

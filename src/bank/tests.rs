@@ -1,13 +1,23 @@
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{BankOptions, Blocks, MemoryBank};
+use super::{Blocks, MemoryBank, UpdateStats};
 use crate::ids::BankRow;
-use crate::run_config::{BankDtype, BankInit};
+use crate::run_config::{BankDtype, BankInit, TrainConfig};
 use crate::units::BankMomentum;
 
 fn momentum(value: f64) -> BankMomentum {
     BankMomentum::new(value).expect("a momentum")
+}
+
+fn update(
+    bank: &mut MemoryBank,
+    positions: &[BankRow],
+    features: &Tensor,
+    momentum: BankMomentum,
+    step: u64,
+) -> UpdateStats {
+    bank.update_rows(&bank.shard().rows_of(positions), features, momentum, step)
 }
 
 fn bank(rows: &[[f32; 2]]) -> MemoryBank {
@@ -19,18 +29,20 @@ fn feature(values: [f32; 2]) -> Tensor {
 }
 
 #[test]
-fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
+fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle_which_is_told() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let _ = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
+    let moved = update(&mut bank, &[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
     let half = std::f32::consts::FRAC_1_SQRT_2;
     assert!(bank.to_vec().iter().all(|value| (value - half).abs() < 1e-6));
     assert_eq!(bank.updated_step(), [Some(3)]);
+    assert!((moved.row_cosine.double_value(&[]) - f64::from(half)).abs() < 1e-6);
+    assert!((moved.distance.double_value(&[]) - 2.0).abs() < 1e-6);
 }
 
 #[test]
 fn momentum_weighs_the_old_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let _ = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
+    let _ = update(&mut bank, &[BankRow(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
     let row = bank.to_vec();
     assert!((row[0] / row[1] - 9.0).abs() < 1e-4, "{row:?}");
 }
@@ -38,7 +50,7 @@ fn momentum_weighs_the_old_row() {
 #[test]
 fn an_antipodal_feature_replaces_the_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let _ = bank.update(&[BankRow(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
+    let _ = update(&mut bank, &[BankRow(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
     assert_eq!(bank.to_vec(), [-1.0, 0.0]);
 }
 
@@ -47,7 +59,7 @@ fn other_rows_are_untouched() {
     let mut bank = MemoryBank::random(50, 8, 1, Device::Cpu);
     let before = bank.to_vec();
     let features = MemoryBank::random(2, 8, 2, Device::Cpu);
-    let _ = bank.update(&[BankRow(7), BankRow(3)], features.rows(), momentum(0.5), 0);
+    let _ = update(&mut bank, &[BankRow(7), BankRow(3)], features.rows(), momentum(0.5), 0);
     let after = bank.to_vec();
     for row in 0..50 {
         let same = before[row * 8..][..8] == after[row * 8..][..8];
@@ -59,7 +71,7 @@ fn other_rows_are_untouched() {
 fn each_feature_reaches_the_row_of_its_own_id() {
     let mut bank = bank(&[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]);
     let features = Tensor::from_slice(&[0.0_f32, 1.0, -0.6, 0.8]).view([2, 2]);
-    let _ = bank.update(&[BankRow(2), BankRow(0)], &features, momentum(0.0), 0);
+    let _ = update(&mut bank, &[BankRow(2), BankRow(0)], &features, momentum(0.0), 0);
     assert_eq!(bank.to_vec(), [-0.6, 0.8, 1.0, 0.0, 0.0, 1.0]);
 }
 
@@ -68,7 +80,7 @@ fn each_feature_reaches_the_row_of_its_own_id() {
 fn duplicate_ids_are_refused() {
     let mut bank = MemoryBank::random(5, 4, 0, Device::Cpu);
     let features = MemoryBank::random(2, 4, 1, Device::Cpu);
-    let _ = bank.update(&[BankRow(1), BankRow(1)], features.rows(), momentum(0.5), 0);
+    let _ = update(&mut bank, &[BankRow(1), BankRow(1)], features.rows(), momentum(0.5), 0);
 }
 
 #[test]
@@ -78,12 +90,19 @@ fn gathered_rows_carry_no_gradient() {
 }
 
 #[test]
-fn random_rows_are_a_function_of_the_seed_and_unit_length() {
-    let [first, same, other] = [1, 1, 2].map(|seed| MemoryBank::random(1000, 16, seed, Device::Cpu));
+fn random_rows_are_a_function_of_seed_and_distribution_and_of_unit_length() {
+    let start = |seed, bank_init| {
+        let config = TrainConfig { dim: 16, seed, bank_init, ..TrainConfig::default() };
+        MemoryBank::initial(&config, 1000, 0..1000, Device::Cpu)
+    };
+    let [first, same, other] = [1, 1, 2].map(|seed| start(seed, BankInit::Uniform));
+    let normal = start(1, BankInit::Normal);
     assert_eq!(first.to_vec(), same.to_vec());
-    assert_ne!(first.to_vec(), other.to_vec());
-    let lengths = first.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
-    assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
+    assert!(first.to_vec() != other.to_vec() && first.to_vec() != normal.to_vec());
+    for bank in [first, normal] {
+        let lengths = bank.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+        assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
+    }
 }
 
 #[test]
@@ -118,7 +137,7 @@ proptest! {
             (bank.gather(&[BankRow(1)]) * target.rows()).sum(Kind::Double).double_value(&[])
         };
         let before = cosine(&bank);
-        let _ = bank.update(&[BankRow(1)], target.rows(), momentum(m), 0);
+        let _ = update(&mut bank, &[BankRow(1)], target.rows(), momentum(m), 0);
         let length = bank.gather(&[BankRow(1)]).norm().double_value(&[]);
         prop_assert!((length - 1.0).abs() < 1e-5);
         prop_assert!(cosine(&bank) >= before - 1e-5);
@@ -137,37 +156,17 @@ fn parts_cover_the_bank_and_each_knows_its_positions() {
 }
 
 #[test]
-fn a_normal_start_differs_from_a_uniform_one_and_is_of_unit_length() {
-    let start = |init| {
-        let options = BankOptions { instances: 500, dim: 8, dtype: BankDtype::F32, init };
-        MemoryBank::initial(options, 3, Device::Cpu)
-    };
-    let (normal, uniform) = (start(BankInit::Normal), start(BankInit::Uniform));
-    assert_ne!(normal.to_vec(), uniform.to_vec());
-    let lengths = normal.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
-    assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
-}
-
-#[test]
 fn a_bank_of_16_bits_keeps_its_rows_near_unit_length_and_moves_them_alike() {
     for (dtype, tolerance) in [(BankDtype::Bf16, 2.0_f64.powi(-8)), (BankDtype::F16, 2.0_f64.powi(-11))] {
         let mut exact = MemoryBank::random(20, 8, 1, Device::Cpu);
         let mut coarse = MemoryBank::random(20, 8, 1, Device::Cpu).with_dtype(dtype);
         let features = MemoryBank::random(2, 8, 2, Device::Cpu);
         for bank in [&mut exact, &mut coarse] {
-            let _ = bank.update(&[BankRow(7), BankRow(3)], features.rows(), momentum(0.5), 0);
+            let _ = update(bank, &[BankRow(7), BankRow(3)], features.rows(), momentum(0.5), 0);
         }
         let difference = (coarse.rows().to_kind(Kind::Float) - exact.rows()).abs().max().double_value(&[]);
         assert!(difference > 0.0 && difference < 2.0 * tolerance, "{difference}");
     }
-}
-
-#[test]
-fn an_update_says_how_far_rows_moved() {
-    let mut bank = bank(&[[1.0, 0.0]]);
-    let moved = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 0);
-    assert!((moved.row_cosine.double_value(&[]) - std::f64::consts::FRAC_1_SQRT_2).abs() < 1e-6);
-    assert!((moved.distance.double_value(&[]) - 2.0).abs() < 1e-6);
 }
 
 #[test]
@@ -182,29 +181,29 @@ fn blocks_that_overlap_rows_are_found() {
 /// Rows, features and updates of owners of any runs of rows are those of one owner.
 #[test]
 fn what_several_owners_have_together_is_the_whole_bank() {
-    let options = BankOptions { instances: 301, dim: 8, dtype: BankDtype::F32, init: BankInit::Normal };
-    let mut whole = MemoryBank::initial(options, 7, Device::Cpu);
+    let config = TrainConfig { dim: 8, seed: 7, bank_init: BankInit::Normal, ..TrainConfig::default() };
+    let mut whole = MemoryBank::initial(&config, 301, 0..301, Device::Cpu);
     let edges = [0, 1, 100, 250, 301];
     let mut parts: Vec<MemoryBank> = edges
         .windows(2)
-        .map(|edges| MemoryBank::initial_rows(options, edges[0]..edges[1], 7, Device::Cpu))
+        .map(|edges| MemoryBank::initial(&config, 301, edges[0]..edges[1], Device::Cpu))
         .collect();
     let together = |parts: &[MemoryBank]| parts.iter().flat_map(MemoryBank::to_vec).collect::<Vec<_>>();
     assert_eq!(together(&parts), whole.to_vec());
 
     let positions = [300, 0, 99, 100, 5, 249].map(BankRow);
     let features = MemoryBank::random(6, 8, 2, Device::Cpu);
-    let moved = whole.update(&positions, features.rows(), momentum(0.5), 4);
+    let moved = update(&mut whole, &positions, features.rows(), momentum(0.5), 4);
     let of_parts: Vec<_> =
-        parts.iter_mut().map(|part| part.update(&positions, features.rows(), momentum(0.5), 4)).collect();
+        parts.iter_mut().map(|part| update(part, &positions, features.rows(), momentum(0.5), 4)).collect();
     assert_eq!(together(&parts), whole.to_vec());
     let steps: Vec<_> = parts.iter().flat_map(|part| part.updated_step().to_vec()).collect();
     assert_eq!(steps, whole.updated_step());
     let sum: f64 = of_parts.iter().map(|moved| moved.row_cosine.double_value(&[])).sum();
     assert!((sum - moved.row_cosine.double_value(&[])).abs() < 1e-6);
 
-    let rows = parts.iter().map(|part| part.gather_owned(&positions)).reduce(|sum, rows| sum + rows);
+    let rows = parts.iter().map(|part| part.gather(&positions)).reduce(|sum, rows| sum + rows);
     assert_eq!(rows.expect("parts"), whole.gather(&positions));
-    assert_eq!(parts[2].range(), 100..250);
-    assert_eq!(parts[2].instances(), 301);
+    assert_eq!(parts[2].shard().range(), 100..250);
+    assert_eq!(parts[2].shard().instances(), 301);
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use run::{
     checkpoint_at, checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished,
-    newest_state, newest_whole, remove_checkpoint, run_of, unmark_finished,
+    newest_state, newest_that, remove_checkpoint, run_of, unmark_finished,
 };
 
 use crate::failure::Failure;
@@ -130,7 +130,7 @@ pub struct Cursor {
 ///
 /// Together with the checkpoint's other files it determines every later step; random numbers need no
 /// state, they are functions of the seed and the cursor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainState {
     /// How far the run has come.
@@ -167,8 +167,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// The digest of the weights, by which reports and feature tables name their encoder.
     pub fn weights_digest(&self) -> String {
-        let entry = self.manifest.files.iter().find(|entry| entry.name == MODEL);
-        entry.map_or_else(String::new, |entry| entry.digest.to_string())
+        self.entry(MODEL).map_or_else(String::new, |entry| entry.digest.to_string())
     }
 
     /// Opens the checkpoint in this folder and checks that its files are there in their sizes.
@@ -232,6 +231,11 @@ impl Checkpoint {
         Ok(files)
     }
 
+    /// One of its files, if it has one of this name.
+    pub fn entry(&self, name: &str) -> Option<&FileEntry> {
+        self.manifest.files.iter().find(|entry| entry.name == name)
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Location {
         &self.folder
@@ -248,9 +252,8 @@ impl Checkpoint {
     /// If the file is missing or not part of the checkpoint, cannot be read, or is damaged.
     pub fn read(&self, name: &str) -> Result<Bytes, CheckpointError> {
         let file = self.folder.join(name);
-        let entry = self.manifest.files.iter().find(|entry| entry.name == name);
         let missing = || CheckpointError::Missing { file: file.to_string() };
-        let contents = match file.read_checked(Location::read, entry.ok_or_else(missing)?.digest) {
+        let contents = match file.read_checked(Location::read, self.entry(name).ok_or_else(missing)?.digest) {
             Err(error) if error.is_not_found() => return Err(missing()),
             other => other?,
         };
@@ -384,17 +387,16 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// The error of those checkpoints of a run, the newest first and each with its step, that cannot be used.
-    /// A run of one checkpoint has that one's error.
-    pub fn of_run(run: &Location, total: usize, wrong: Vec<(u64, Self)>) -> Option<Self> {
+    /// The error of those checkpoints of a run, the newest first, that cannot be used. A run of one checkpoint has that
+    /// one's error.
+    pub fn of_run(run: &Location, total: usize, wrong: Vec<(Location, Self)>) -> Option<Self> {
         let count = wrong.len();
-        let names: Vec<String> = wrong.iter().map(|(step, _)| checkpoint_name(*step)).collect();
+        let names = wrong.iter().map(|(folder, _)| folder.file_name()).collect::<Vec<_>>().join(", ");
         let (_, source) = wrong.into_iter().next()?;
         if total == 1 {
             return Some(source);
         }
-        let (run, names) = (run.to_string(), names.join(", "));
-        Some(Self::Several { run, count, total, names, source: source.into() })
+        Some(Self::Several { run: run.to_string(), count, total, names, source: source.into() })
     }
 
     /// The kind of failure, for the exit code.

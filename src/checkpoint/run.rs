@@ -34,34 +34,37 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
     Ok(found)
 }
 
-/// The state with which a run goes on, as far as files tell that are there: that of [`newest_whole`].
+/// The state with which a run goes on, as far as files tell that are there: that of its newest checkpoint whose files
+/// have their sizes. None of a run without checkpoints.
 ///
 /// # Errors
-/// As [`newest_whole`].
+/// As [`newest_that`].
 pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointError> {
-    Ok(newest_whole(run)?.map(|(_, state)| state))
+    // The resume names the newer ones and removes them.
+    Ok(newest_that(run, |checkpoint| checkpoint.state())?.0)
 }
 
-/// The newest checkpoint of a run whose files are there in their sizes, with its state. None of a run without
-/// checkpoints.
+/// What `accept` makes of the newest checkpoint of a run that it accepts, and the newer ones with their errors. None of
+/// a run without checkpoints.
 ///
 /// # Errors
-/// If no checkpoint is so, a newer one is of another version, or the store fails.
-pub fn newest_whole(run: &Location) -> Result<Option<(Checkpoint, TrainState)>, CheckpointError> {
+/// If it accepts none, one is of a version that this program does not know, or the store fails.
+pub fn newest_that<T>(
+    run: &Location,
+    accept: impl Fn(Checkpoint) -> Result<T, CheckpointError>,
+) -> Result<(Option<T>, Vec<(Location, CheckpointError)>), CheckpointError> {
     let all = list_checkpoints(run)?;
     let (total, mut wrong) = (all.len(), Vec::new());
-    for (step, folder) in all.into_iter().rev() {
-        let opened = Checkpoint::open(&folder);
-        match opened.and_then(|checkpoint| checkpoint.state().map(|state| (checkpoint, state))) {
-            Ok(found) => return Ok(Some(found)),
+    for (_, folder) in all.into_iter().rev() {
+        match Checkpoint::open(&folder).and_then(&accept) {
+            Ok(found) => return Ok((Some(found), wrong)),
             Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
                 return Err(error);
             }
-            // The resume names and removes it.
-            Err(error) => wrong.push((step, error)),
+            Err(error) => wrong.push((folder, error)),
         }
     }
-    CheckpointError::of_run(run, total, wrong).map_or(Ok(None), Err)
+    CheckpointError::of_run(run, total, wrong).map_or(Ok((None, Vec::new())), Err)
 }
 
 /// The checkpoint that a location means, as (step, folder): itself, or of a run the newest.

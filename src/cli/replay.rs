@@ -12,8 +12,8 @@ use crate::commands::CommandError;
 use crate::distributed::ProcessGroup;
 use crate::ids::BankRow;
 use crate::model::{NamedTensors, select_device};
-use crate::objective::{LogZ, Negatives, Objective, ObjectiveOptions, Queries};
-use crate::run_config::{BankDtype, DeviceChoice, ObjectiveKind, PartitionChoice};
+use crate::objective::{Negatives, Objective, Queries};
+use crate::run_config::{BankDtype, DeviceChoice, ObjectiveKind, PartitionChoice, TrainConfig};
 use crate::storage::{Location, PublishMode};
 use crate::units::{BankMomentum, Temperature};
 
@@ -91,7 +91,7 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
     let mut bank = bank.with_dtype(args.bank_dtype);
 
     let mut results = Vec::new();
-    let mut objective = Objective::new(options(args), LogZ::Unset);
+    let mut objective = Objective::new(&config(args), None);
     let alone = ProcessGroup::alone();
     for step in 0_u64.. {
         let Ok(features) = input.get(&format!("features_{step}")) else { break };
@@ -104,16 +104,18 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
         let parts = bank.parts(args.blocks.max(1));
         objective.prepare(queries, &parts, negatives.as_ref(), &alone)?;
         let evaluation = objective.evaluate(queries, &parts, negatives.as_ref(), &alone)?;
-        let _ = bank.update(&ids, &features, args.bank_momentum, step);
+        let rows = bank.shard().rows_of(&ids);
+        let _ = bank.update_rows(&rows, &features, args.bank_momentum, step);
 
         results.push((format!("loss_{step}"), evaluation.loss));
         results.push((format!("gradient_{step}"), evaluation.gradient));
         results.push((format!("bank_{step}"), bank.rows().copy()));
-        if let Some(ln_z) = objective.log_z().ln_z() {
+        if let Some(ln_z) = objective.ln_z() {
             results.push((format!("z_{step}"), Tensor::from(ln_z.exp())));
         }
-        if let Some(estimate) = evaluation.ln_partition {
-            objective.observe(estimate.double_value(&[]), (step, 0));
+        let moved = evaluation.ln_partition.and_then(|estimate| objective.follow(&estimate, (step, 0)));
+        if let Some(ln_z) = moved {
+            objective.note_ln_z(ln_z.double_value(&[]));
         }
     }
     ensure!(!results.is_empty(), "tensor \"features_0\" is missing");
@@ -160,14 +162,15 @@ fn indices(tensor: &Tensor, name: &str, instances: i64) -> anyhow::Result<Tensor
     Ok(rows)
 }
 
-fn options(args: &ReplayArgs) -> ObjectiveOptions {
-    ObjectiveOptions {
+fn config(args: &ReplayArgs) -> TrainConfig {
+    TrainConfig {
+        objective: args.objective,
+        temperature: args.temperature,
         eps: args.eps,
         partition: args.partition,
         partition_decay: args.partition_decay,
         proximal_weight: args.proximal_weight,
         exclude_positive: args.exclude_positive,
-        // How many there are is what the input has.
-        ..ObjectiveOptions::new(args.objective, args.temperature, 0)
+        ..TrainConfig::default()
     }
 }

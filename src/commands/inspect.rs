@@ -149,14 +149,14 @@ fn own_name(location: &Location) -> String {
 /// A summary of a run, by its newest checkpoint, with the names of all.
 fn inspect_run(run: &Location, checkpoints: &[(u64, Location)], check: bool) -> Result<Value, CommandError> {
     let (mut newest, mut wrong) = (None, Vec::new());
-    for (step, folder) in checkpoints.iter().rev() {
+    for (_, folder) in checkpoints.iter().rev() {
         let opened = Checkpoint::open(folder);
         match opened.and_then(
             |checkpoint| if check { checkpoint.verify().map(|()| checkpoint) } else { Ok(checkpoint) },
         ) {
             Ok(checkpoint) => newest = newest.or(Some(checkpoint)),
             Err(error @ CheckpointError::Storage(_)) => return Err(error.into()),
-            Err(error) => wrong.push((*step, error)),
+            Err(error) => wrong.push((folder.clone(), error)),
         }
     }
     if let Some(error) = CheckpointError::of_run(run, checkpoints.len(), wrong) {

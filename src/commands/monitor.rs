@@ -120,7 +120,7 @@ impl Monitor {
         if step == 0 {
             return Ok(scores);
         }
-        let range = bank.range();
+        let range = bank.shard().range();
         let rows = FeatureTable {
             meta: TableMeta { kind: Kind::Bank, ..meta.clone() },
             ids: self.ids[range.clone()].to_vec(),

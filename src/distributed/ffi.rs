@@ -94,12 +94,36 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn handle(pointer: *mut c_void) -> Result<NonNull<c_void>, Message> {
-    NonNull::new(pointer).ok_or_else(|| "the shim gave no object".to_owned())
+/// An object of the shim, which is freed with this.
+#[derive(Debug)]
+struct Handle {
+    object: NonNull<c_void>,
+    free: unsafe extern "C" fn(*mut c_void),
 }
 
-/// Ends the process at once.
-pub(super) fn end_process(code: u8) -> ! {
+impl Handle {
+    /// `free` is the function for an object of this kind, which nothing else frees.
+    fn new(object: *mut c_void, free: unsafe extern "C" fn(*mut c_void)) -> Result<Self, Message> {
+        let object = NonNull::new(object).ok_or_else(|| "the shim gave no object".to_owned())?;
+        Ok(Self { object, free })
+    }
+
+    fn get(&self) -> *mut c_void {
+        self.object.as_ptr()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: made by the shim with this function to free it, freed once. What still needs the object behind it,
+        // as a group its store, a reducer its group or a graph its memory, counts its own reference.
+        unsafe { (self.free)(self.object.as_ptr()) }
+    }
+}
+
+/// Ends the process at once, without the exit handlers of libraries: for one that is blocked in a device's queue behind
+/// a lost rank, where they would never return.
+pub fn end_process(code: u8) -> ! {
     // SAFETY: it takes a number and does not return.
     unsafe { dist_end_process(code.into()) }
 }
@@ -113,7 +137,7 @@ pub(super) fn prepare() -> Result<(), Message> {
 
 /// A client of a TCPStore, or its server too.
 #[derive(Debug)]
-pub(super) struct Store(NonNull<c_void>);
+pub(super) struct Store(Handle);
 
 // SAFETY: TCPStore holds a lock during each operation; the object belongs to no thread.
 unsafe impl Send for Store {}
@@ -134,20 +158,20 @@ impl Store {
         // SAFETY: the texts and `out` live through the call; the socket's ownership goes over.
         let code = unsafe { dist_store_new(host.as_ptr(), port, listening, milliseconds(timeout), &mut out) };
         done(code)?;
-        Ok(Self(handle(out)?))
+        Ok(Self(Handle::new(out, dist_store_free)?))
     }
 
     pub(super) fn set(&self, key: &str, value: &[u8]) -> Result<(), Message> {
         let key = text(key)?;
         // SAFETY: the handle is valid until dropped; pointer and length are of one slice, which is copied.
-        done(unsafe { dist_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len()) })
+        done(unsafe { dist_store_set(self.0.get(), key.as_ptr(), value.as_ptr(), value.len()) })
     }
 
     pub(super) fn try_get(&self, key: &str) -> Result<Option<Vec<u8>>, Message> {
         let key = text(key)?;
         let (mut bytes, mut len) = (null_mut(), 0);
         // SAFETY: the handle is valid; the results are written before the call returns 0.
-        done(unsafe { dist_store_try_get(self.0.as_ptr(), key.as_ptr(), &mut bytes, &mut len) })?;
+        done(unsafe { dist_store_try_get(self.0.get(), key.as_ptr(), &mut bytes, &mut len) })?;
         if bytes.is_null() {
             return Ok(None);
         }
@@ -162,15 +186,8 @@ impl Store {
         let key = text(key)?;
         let mut sum = 0;
         // SAFETY: the handle is valid; `sum` lives through the call.
-        done(unsafe { dist_store_add(self.0.as_ptr(), key.as_ptr(), by, &mut sum) })?;
+        done(unsafe { dist_store_add(self.0.get(), key.as_ptr(), by, &mut sum) })?;
         Ok(sum)
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        // SAFETY: made by dist_store_new, freed once. Groups count their own reference to the store.
-        unsafe { dist_store_free(self.0.as_ptr()) }
     }
 }
 
@@ -271,22 +288,21 @@ struct GraphFunctions {
     end: OfHandle,
     replay: OfHandle,
     free: unsafe extern "C" fn(*mut c_void),
-    free_recorder: unsafe extern "C" fn(*mut c_void),
 }
 
 /// Records what a CUDA device is given as graphs that share memory: they are to be replayed in the order in which they
 /// were recorded.
 #[derive(Debug)]
 pub struct GraphRecorder {
-    handle: NonNull<c_void>,
+    handle: Handle,
     functions: GraphFunctions,
 }
 
 /// What a CUDA device was given, to be done again at the same addresses.
 #[derive(Debug)]
 pub struct CudaGraph {
-    handle: NonNull<c_void>,
-    functions: GraphFunctions,
+    handle: Handle,
+    replay: OfHandle,
 }
 
 impl GraphRecorder {
@@ -300,20 +316,19 @@ impl GraphRecorder {
         let library = cuda_part()?;
         let device = i32::try_from(device).map_err(|error| error.to_string())?;
         // SAFETY: cuda.cpp defines all of them with these types.
-        let (new, functions) = unsafe {
+        let (new, free, functions) = unsafe {
             let functions = GraphFunctions {
                 begin: entry(library, "dist_graph_begin")?,
                 end: entry(library, "dist_graph_end")?,
                 replay: entry(library, "dist_graph_replay")?,
                 free: entry(library, "dist_graph_free")?,
-                free_recorder: entry(library, "dist_recorder_free")?,
             };
-            (entry::<New>(library, "dist_recorder_new")?, functions)
+            (entry::<New>(library, "dist_recorder_new")?, entry(library, "dist_recorder_free")?, functions)
         };
         let mut out = null_mut();
         // SAFETY: `out` and the message live through the call.
         done_there(|message, capacity| unsafe { new(device, &mut out, message, capacity) })?;
-        Ok(Self { handle: handle(out)?, functions })
+        Ok(Self { handle: Handle::new(out, free)?, functions })
     }
 
     /// Records what `work` gives to the device, which does not do it yet. Tensors that the work makes keep their
@@ -323,26 +338,17 @@ impl GraphRecorder {
     /// # Errors
     /// If the work fails, in its words, or cannot be recorded, in libtorch's.
     pub fn record<T>(&self, work: impl FnOnce() -> Result<T, String>) -> Result<(CudaGraph, T), String> {
+        let GraphFunctions { begin, end, replay, free } = self.functions;
         let mut out = null_mut();
-        let functions = self.functions;
         // SAFETY: the handle is valid; `out` and the message live through the call.
-        done_there(|message, capacity| unsafe {
-            (functions.begin)(self.handle.as_ptr(), &mut out, message, capacity)
-        })?;
-        let graph = CudaGraph { handle: handle(out)?, functions };
+        done_there(|message, capacity| unsafe { begin(self.handle.get(), &mut out, message, capacity) })?;
+        let graph = CudaGraph { handle: Handle::new(out, free)?, replay };
         let made = work();
         // Whatever became of the work: the thread's operators are done again from here on.
-        let ended = graph.call(functions.end);
+        let ended = graph.call(end);
         let made = made?;
         ended?;
         Ok((graph, made))
-    }
-}
-
-impl Drop for GraphRecorder {
-    fn drop(&mut self) {
-        // SAFETY: made by dist_recorder_new, freed once; graphs count their own reference to its memory.
-        unsafe { (self.functions.free_recorder)(self.handle.as_ptr()) }
     }
 }
 
@@ -352,19 +358,12 @@ impl CudaGraph {
     /// # Errors
     /// In libtorch's words.
     pub fn replay(&self) -> Result<(), String> {
-        self.call(self.functions.replay)
+        self.call(self.replay)
     }
 
     fn call(&self, function: OfHandle) -> Result<(), Message> {
         // SAFETY: the handle is valid; the message lives through the call.
-        done_there(|message, capacity| unsafe { function(self.handle.as_ptr(), message, capacity) })
-    }
-}
-
-impl Drop for CudaGraph {
-    fn drop(&mut self) {
-        // SAFETY: made by dist_graph_begin, freed once.
-        unsafe { (self.functions.free)(self.handle.as_ptr()) }
+        done_there(|message, capacity| unsafe { function(self.handle.get(), message, capacity) })
     }
 }
 
@@ -383,7 +382,7 @@ pub(super) struct GroupParts<'a> {
 
 /// c10d's process group with its backends.
 #[derive(Debug)]
-pub(super) struct Group(NonNull<c_void>);
+pub(super) struct Group(Handle);
 
 // SAFETY: the object belongs to no thread; without Sync, one thread at a time uses it.
 unsafe impl Send for Group {}
@@ -398,7 +397,7 @@ impl Group {
         // the function of that type in the loaded library.
         let code = unsafe {
             dist_group_new(
-                parts.store.0.as_ptr(),
+                parts.store.0.get(),
                 prefix.as_ptr(),
                 rank(parts.rank)?,
                 rank(parts.world)?,
@@ -410,39 +409,32 @@ impl Group {
             )
         };
         done(code)?;
-        Ok(Self(handle(out)?))
+        Ok(Self(Handle::new(out, dist_group_free)?))
     }
 
     pub(super) fn all_reduce(&self, tensor: &Tensor, op: i32) -> Result<(), Message> {
-        // SAFETY: handle and tensor are valid; `op` is one of the three that the shim knows.
-        done(unsafe { dist_all_reduce(self.0.as_ptr(), tensor.as_ptr(), op.clamp(0, 2)) })
+        // SAFETY: handle and tensor are valid; `op` is one of the two that the shim knows.
+        done(unsafe { dist_all_reduce(self.0.get(), tensor.as_ptr(), op.clamp(0, 1)) })
     }
 
     pub(super) fn broadcast(&self, tensors: &[Tensor], from: usize) -> Result<(), Message> {
         let pointers: Vec<_> = tensors.iter().map(Tensor::as_ptr).collect();
         let from = i32::try_from(from).unwrap_or(-1);
         // SAFETY: the handle is valid, and so are as many tensors as are said.
-        done(unsafe { dist_broadcast(self.0.as_ptr(), pointers.as_ptr(), pointers.len(), from) })
+        done(unsafe { dist_broadcast(self.0.get(), pointers.as_ptr(), pointers.len(), from) })
     }
 
     pub(super) fn all_gather(&self, all: &Tensor, own: &Tensor) -> Result<(), Message> {
         // SAFETY: handle and tensors are valid; c10d checks their sizes.
-        done(unsafe { dist_all_gather(self.0.as_ptr(), all.as_ptr(), own.as_ptr()) })
+        done(unsafe { dist_all_gather(self.0.get(), all.as_ptr(), own.as_ptr()) })
     }
 
     pub(super) fn sum_with_gradient(&self, own: &Tensor) -> Result<Tensor, Message> {
         let mut sum = null_mut();
         // SAFETY: handle and tensor are valid; `sum` lives through the call.
-        done(unsafe { dist_sum_with_gradient(self.0.as_ptr(), own.as_ptr(), &mut sum) })?;
+        done(unsafe { dist_sum_with_gradient(self.0.get(), own.as_ptr(), &mut sum) })?;
         // SAFETY: a new tensor, which is ours.
         Ok(unsafe { Tensor::from_ptr(sum) })
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // SAFETY: made by dist_group_new, freed once. Reducers count their own reference to c10d's group.
-        unsafe { dist_group_free(self.0.as_ptr()) }
     }
 }
 
@@ -453,7 +445,7 @@ pub(super) fn batch_norm(
     parameters: [&Tensor; 4],
     (momentum, eps): (f64, f64),
 ) -> Result<Tensor, Message> {
-    let group = group.map_or(null(), |group| group.0.as_ptr().cast_const());
+    let group = group.map_or(null(), |group| group.0.get().cast_const());
     let (parameters, mut out) = (parameters.map(Tensor::as_ptr), null_mut());
     // SAFETY: the group is valid or null, and so are the input and four tensors.
     done(unsafe { dist_batch_norm(group, input.as_ptr(), parameters.as_ptr(), momentum, eps, &mut out) })?;
@@ -470,7 +462,7 @@ pub(crate) fn emulate_kernels() {
 
 /// c10d's Reducer.
 #[derive(Debug)]
-pub(super) struct Reducer(NonNull<c_void>);
+pub(super) struct Reducer(Handle);
 
 // SAFETY: the object belongs to no thread; without Sync, one thread at a time uses it.
 unsafe impl Send for Reducer {}
@@ -480,19 +472,12 @@ impl Reducer {
         let pointers: Vec<_> = parameters.iter().map(Tensor::as_ptr).collect();
         let mut out = null_mut();
         // SAFETY: the group is valid, and so are as many tensors as are said.
-        done(unsafe { dist_reducer_new(group.0.as_ptr(), pointers.as_ptr(), pointers.len(), &mut out) })?;
-        Ok(Self(handle(out)?))
+        done(unsafe { dist_reducer_new(group.0.get(), pointers.as_ptr(), pointers.len(), &mut out) })?;
+        Ok(Self(Handle::new(out, dist_reducer_free)?))
     }
 
     pub(super) fn backward(&self, loss: &Tensor, last: bool) -> Result<(), Message> {
         // SAFETY: handle and tensor are valid.
-        done(unsafe { dist_reducer_backward(self.0.as_ptr(), loss.as_ptr(), i32::from(last)) })
-    }
-}
-
-impl Drop for Reducer {
-    fn drop(&mut self) {
-        // SAFETY: made by dist_reducer_new, freed once.
-        unsafe { dist_reducer_free(self.0.as_ptr()) }
+        done(unsafe { dist_reducer_backward(self.0.get(), loss.as_ptr(), i32::from(last)) })
     }
 }

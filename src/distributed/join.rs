@@ -2,7 +2,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use tch::Device;
 
 use super::ffi::{self, GroupParts, Nccl};
 use super::rendezvous::Meeting;
-use super::watch::Watch;
+use super::watch::{Watch, connect};
 use super::{Cause, cause, first_line};
 use super::{DistributedError, Rendezvous, Store};
 use crate::failure::Failure;
@@ -88,15 +89,13 @@ pub(super) fn join(
         }
         _ => None,
     };
-    let deadline = Instant::now() + timeout;
-    let (server, client) = open_store(rank, meeting, deadline, timeout, stop)?;
-    let arrival = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
+    let (server, arrival) = Arrival::open(rendezvous, meeting, timeout, stop)?;
     let (watch, places) = arrival.meet()?;
     let interface_named = std::env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
     let address = listening(&places, &places[rank], &meeting.host, interface_named);
     tracing::debug!(rank, world, address = ?address, "the ranks have met");
     let handle = arrival.make_group(&server, address, nccl, &watch)?;
-    let store = Store::of_client(client, &meeting.prefix, &watch);
+    let store = Store::of_client(arrival.store, &meeting.prefix, &watch);
     Ok((Joined { handle: Some(handle), watch, server }, store))
 }
 
@@ -108,11 +107,8 @@ pub(super) fn meet_and_fail(
     stop: &AtomicBool,
     failure: Failure,
 ) -> Result<(), DistributedError> {
-    let (rank, world) = (rendezvous.rank(), rendezvous.world());
-    let deadline = Instant::now() + timeout;
     // The server goes last: the others may still ask it something.
-    let (_server, client) = open_store(rank, meeting, deadline, timeout, stop)?;
-    let arrival = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
+    let (_server, arrival) = Arrival::open(rendezvous, meeting, timeout, stop)?;
     let (watch, _) = arrival.meet()?;
     watch.fail(failure);
     watch.let_others_leave(LINGER);
@@ -120,39 +116,17 @@ pub(super) fn meet_and_fail(
     Ok(())
 }
 
-/// Opens the store at rank 0 and reaches it: the server, which elsewhere is one more client, and this rank's client.
-fn open_store(
-    rank: usize,
-    meeting: &Meeting,
-    deadline: Instant,
-    timeout: Duration,
-    stop: &AtomicBool,
-) -> Result<(Arc<ffi::Store>, ffi::Store), DistributedError> {
-    let listener = if rank == 0 && meeting.serve { Some(listen(meeting)?) } else { None };
-    if listener.is_none() {
-        reach(meeting, deadline, timeout, stop)?;
-    }
-    let unreached = |message: String| DistributedError::Rendezvous {
-        reason: format!("the store at {} cannot be used: {}", meeting.name(), first_line(&message)),
-    };
-    let (host, port) =
-        (if listener.is_some() { meeting.own_host() } else { meeting.host.clone() }, meeting.port);
-    let listener = listener.map(OwnedFd::from);
-    let server = ffi::Store::open(&host, port, listener, timeout).map_err(unreached)?;
-    let client = ffi::Store::open(&host, port, None, timeout).map_err(unreached)?;
-    Ok((Arc::new(server), client))
-}
-
 fn listen(meeting: &Meeting) -> Result<TcpListener, DistributedError> {
     let bound = match &meeting.listener {
         Some(listener) => listener.try_clone(),
         None => TcpListener::bind((meeting.interface(), meeting.port)),
     };
-    bound.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => DistributedError::PortInUse { address: meeting.name() },
-        _ => DistributedError::Rendezvous {
-            reason: format!("rank 0 cannot listen at {}: {error}", meeting.name()),
-        },
+    bound.map_err(|error| {
+        let why = match error.kind() {
+            ErrorKind::AddrInUse => "the port is in use; choose another (MASTER_PORT or --master)".to_owned(),
+            _ => error.to_string(),
+        };
+        DistributedError::Rendezvous { reason: format!("rank 0 cannot listen at {}: {why}", meeting.name()) }
     })
 }
 
@@ -166,18 +140,7 @@ fn reach(
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).clamp(PAUSE, LONGEST_ATTEMPT);
         // The name too may come later than this process.
-        let addresses = (meeting.host.as_str(), meeting.port).to_socket_addrs();
-        let attempt = addresses.and_then(|addresses| {
-            let mut last = std::io::Error::other("the name has no address");
-            for address in addresses {
-                match TcpStream::connect_timeout(&address, left) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        });
-        let Err(error) = attempt else { return Ok(()) };
+        let Err(error) = connect(&meeting.host, meeting.port, left) else { return Ok(()) };
         if stop.load(Ordering::Relaxed) {
             return Err(DistributedError::Stopped);
         }
@@ -193,7 +156,7 @@ fn reach(
 /// A rank that looks for the others in the store.
 #[derive(Debug)]
 struct Arrival<'a> {
-    store: &'a ffi::Store,
+    store: ffi::Store,
     meeting: &'a Meeting,
     rank: usize,
     world: usize,
@@ -202,7 +165,33 @@ struct Arrival<'a> {
     stop: &'a AtomicBool,
 }
 
-impl Arrival<'_> {
+impl<'a> Arrival<'a> {
+    /// Opens the store at rank 0 and reaches it. Gives the server too, which elsewhere is one more client.
+    fn open(
+        rendezvous: &Rendezvous,
+        meeting: &'a Meeting,
+        timeout: Duration,
+        stop: &'a AtomicBool,
+    ) -> Result<(Arc<ffi::Store>, Self), DistributedError> {
+        let (rank, world) = (rendezvous.rank(), rendezvous.world());
+        let deadline = Instant::now() + timeout;
+        let listener = if rank == 0 && meeting.serve { Some(listen(meeting)?) } else { None };
+        if listener.is_none() {
+            reach(meeting, deadline, timeout, stop)?;
+        }
+        let host = if listener.is_some() { meeting.own_host() } else { meeting.host.clone() };
+        let open = |listener| {
+            ffi::Store::open(&host, meeting.port, listener, timeout).map_err(|message| {
+                let (name, message) = (meeting.name(), first_line(&message));
+                let reason = format!("the store at {name} cannot be used: {message}");
+                DistributedError::Rendezvous { reason }
+            })
+        };
+        let server = Arc::new(open(listener.map(OwnedFd::from))?);
+        let store = open(None)?;
+        Ok((server, Self { store, meeting, rank, world, deadline, timeout, stop }))
+    }
+
     /// Tells where this rank is, waits for the others, and starts the watcher.
     fn meet(&self) -> Result<(Arc<Watch>, Vec<Place>), DistributedError> {
         let place = serde_json::to_vec(&Place::here()).expect("a place is two texts");
@@ -216,29 +205,23 @@ impl Arrival<'_> {
         let no_watch = |error: std::io::Error| DistributedError::Rendezvous {
             reason: format!("rank {}'s watcher cannot be started: {error}", self.rank),
         };
-        let lead = if self.rank == 0 {
-            let (watch, port) =
-                Watch::lead(self.world, self.meeting.interface(), token.clone(), self.timeout)
-                    .map_err(no_watch)?;
-            let published = format!("{port} {token}");
-            self.set("watch", published.as_bytes())?;
-            Some(watch)
-        } else {
-            None
+        let lead = || {
+            let (world, at) = (self.world, self.meeting.interface());
+            let (watch, port) = Watch::lead(world, at, token.clone(), self.timeout).map_err(no_watch)?;
+            self.set("watch", format!("{port} {token}").as_bytes())?;
+            Ok::<_, DistributedError>(watch)
         };
+        let lead = (self.rank == 0).then(lead).transpose()?;
         self.set(&format!("place/{}", self.rank), &place)?;
         let places = self.all_places()?;
-        let watch = match lead {
-            Some(watch) => watch,
-            None => {
-                let text = self.try_get("watch")?.unwrap_or_default();
-                let text = String::from_utf8_lossy(&text).into_owned();
-                let (port, token) = text.split_once(' ').unwrap_or_default();
-                let at = (self.meeting.host.as_str(), port.parse().unwrap_or_default());
-                Watch::follow((self.rank, self.world), at, token.to_owned(), self.timeout)
-                    .map_err(no_watch)?
-            }
+        let follow = || {
+            let text = self.try_get("watch")?.unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let (port, token) = text.split_once(' ').unwrap_or_default();
+            let at = (self.meeting.host.as_str(), port.parse().unwrap_or_default());
+            Watch::follow((self.rank, self.world), at, token.to_owned(), self.timeout).map_err(no_watch)
         };
+        let watch = lead.map_or_else(follow, Ok)?;
         while !watch.absent().is_empty() {
             self.or_too_late(&watch.absent())?;
             std::thread::sleep(PAUSE);

@@ -9,7 +9,6 @@ mod ffi;
 mod group;
 mod join;
 mod rendezvous;
-mod store;
 mod watch;
 
 use std::time::Duration;
@@ -18,18 +17,11 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
 pub(crate) use ffi::emulate_kernels;
-pub use ffi::{CudaGraph, GraphRecorder};
-pub use group::{GradientReducer, ProcessGroup, Reduce};
+pub use ffi::{CudaGraph, GraphRecorder, end_process};
+pub use group::{GradientReducer, ProcessGroup, Reduce, Store};
 pub use rendezvous::{Rendezvous, RendezvousFlags};
-pub use store::Store;
 
 use crate::failure::Failure;
-
-/// Ends the process at once, without the exit handlers of libraries: for one that is blocked in a device's queue behind
-/// a lost rank, where they would never return.
-pub fn end_process(code: u8) -> ! {
-    ffi::end_process(code)
-}
 
 /// What became of a rank that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,32 +97,16 @@ pub enum DistributedError {
         /// libtorch's own words.
         message: String,
     },
-    /// Some rank did not come in time, or rank 0 could not be reached.
+    /// Some rank did not come in time, rank 0 could not be reached or cannot listen.
     #[error("{reason}")]
     Rendezvous {
-        /// Who came and who did not.
+        /// Who came and who did not, or why.
         reason: String,
     },
     /// A signal asked to stop before all ranks had come.
     #[error("stopped before all ranks had come")]
     Stopped,
-    /// Rank 0 cannot listen where the others look for it.
-    #[error(
-        "rank 0 cannot listen at {address}: the port is in use; choose another (MASTER_PORT or --master)"
-    )]
-    PortInUse {
-        /// Host and port.
-        address: String,
-    },
-    /// A variable or flag is missing beside others that are there.
-    #[error("{name} is not set, though {beside} is")]
-    MissingVariable {
-        /// The variable or flag.
-        name: &'static str,
-        /// What asks for it.
-        beside: &'static str,
-    },
-    /// Variables or flags contradict each other or make no sense.
+    /// Variables or flags are missing beside others, contradict each other or make no sense.
     #[error("{what}")]
     Contradiction {
         /// Which, and their values.
@@ -177,12 +153,8 @@ impl DistributedError {
                 lost.iter().find_map(own).unwrap_or(Failure::Unavailable)
             }
             Self::Timeout { .. } | Self::Rendezvous { .. } => Failure::Unavailable,
-            Self::PortInUse { .. } => Failure::Unavailable,
             Self::Stopped => Failure::Stopped,
-            Self::MissingVariable { .. } | Self::Contradiction { .. } | Self::Disagreement { .. } => {
-                Failure::Config
-            }
-            Self::NoNccl { .. } => Failure::Config,
+            Self::Contradiction { .. } | Self::Disagreement { .. } | Self::NoNccl { .. } => Failure::Config,
             Self::Backend { message, .. } if cause(message) == Cause::Connection => Failure::Unavailable,
             Self::Backend { .. } => Failure::Other,
         }

@@ -139,7 +139,7 @@ impl Rendezvous {
             ("--master", flags.master.is_some()),
         ];
         let beside = given.iter().find(|(_, given)| *given).map_or("--rank", |(name, _)| name);
-        let missing = |name| DistributedError::MissingVariable { name, beside };
+        let missing = |name| missing(name, beside);
         let rank = flags.rank.ok_or_else(|| missing("--rank"))?;
         let world = flags.world_size.ok_or_else(|| missing("--world-size"))?;
         let master = flags.master.as_deref().ok_or_else(|| missing("--master"))?;
@@ -153,16 +153,12 @@ impl Rendezvous {
     }
 
     fn of_torchrun(env: Environment<'_>) -> Result<Self, DistributedError> {
-        let missing = |name, beside| DistributedError::MissingVariable { name, beside };
         let world = number(env, "WORLD_SIZE")?.ok_or_else(|| missing("WORLD_SIZE", "RANK"))?;
-        let rank = match number(env, "RANK")? {
+        // A pod of an Indexed Job of Kubernetes has its number in the second.
+        let rank = match first_number(env, ["RANK", "JOB_COMPLETION_INDEX"])? {
             Some(rank) => rank,
-            // A pod of an Indexed Job of Kubernetes has its number there.
-            None => match number(env, "JOB_COMPLETION_INDEX")? {
-                Some(index) => index,
-                None if world == 1 => 0,
-                None => return Err(missing("RANK", "WORLD_SIZE")),
-            },
+            None if world == 1 => 0,
+            None => return Err(missing("RANK", "WORLD_SIZE")),
         };
         let local_rank = number(env, "LOCAL_RANK")?.unwrap_or(0);
         if let Some(local_world) = number(env, "LOCAL_WORLD_SIZE")?
@@ -184,18 +180,12 @@ impl Rendezvous {
     }
 
     fn of_slurm(env: Environment<'_>) -> Result<Self, DistributedError> {
-        let missing = |name| DistributedError::MissingVariable { name, beside: "SLURM_PROCID" };
+        let missing = |name| missing(name, "SLURM_PROCID");
         let rank = number(env, "SLURM_PROCID")?.ok_or_else(|| missing("SLURM_PROCID"))?;
         let world = slurm_tasks(env)?.ok_or_else(|| missing("SLURM_NTASKS"))?;
         let local_rank = number(env, "SLURM_LOCALID")?.ok_or_else(|| missing("SLURM_LOCALID"))?;
-        let step = match number(env, "SLURM_STEP_ID")? {
-            Some(step) => step,
-            None => number(env, "SLURM_STEPID")?.unwrap_or(0),
-        };
-        let nodes = match number(env, "SLURM_STEP_NUM_NODES")? {
-            Some(nodes) => Some(nodes),
-            None => number(env, "SLURM_NNODES")?,
-        };
+        let step = first_number(env, ["SLURM_STEP_ID", "SLURM_STEPID"])?.unwrap_or(0);
+        let nodes = first_number(env, ["SLURM_STEP_NUM_NODES", "SLURM_NNODES"])?;
         let host = match env("MASTER_ADDR") {
             Some(host) => host,
             // Nothing to look up, and no other machine can connect.
@@ -218,10 +208,9 @@ impl Rendezvous {
                 20_000 + u16::try_from((job + 97 * step) % 12_000).expect("below 12,000")
             }
         };
-        let names = (("SLURM_PROCID", rank), ("SLURM_NTASKS", world));
         let mut meeting = Meeting::new(host, port);
         meeting.prefix += &format!("step-{step}/");
-        Self::checked(names.0, names.1, local_rank, meeting)
+        Self::checked(("SLURM_PROCID", rank), ("SLURM_NTASKS", world), local_rank, meeting)
     }
 
     fn checked(
@@ -250,6 +239,11 @@ impl Rendezvous {
     }
 }
 
+/// The error of a variable or flag that is not there, though another is.
+fn missing(name: &str, beside: &str) -> DistributedError {
+    DistributedError::Contradiction { what: format!("{name} is not set, though {beside} is") }
+}
+
 fn contradiction<T>(what: String) -> Result<T, DistributedError> {
     Err(DistributedError::Contradiction { what })
 }
@@ -263,22 +257,22 @@ fn number(env: Environment<'_>, name: &str) -> Result<Option<usize>, Distributed
     number.map(Some).or_else(|_| contradiction(format!("{name}={text:?} is not a number")))
 }
 
+/// The first of these variables that is there.
+fn first_number(env: Environment<'_>, names: [&str; 2]) -> Result<Option<usize>, DistributedError> {
+    names.into_iter().find_map(|name| number(env, name).transpose()).transpose()
+}
+
 fn port(env: Environment<'_>) -> Result<Option<u16>, DistributedError> {
-    match number(env, "MASTER_PORT")? {
-        None => Ok(None),
-        Some(port) => match u16::try_from(port) {
-            Ok(port) if port > 0 => Ok(Some(port)),
-            _ => contradiction(format!("MASTER_PORT={port} is not a port")),
-        },
+    let Some(port) = number(env, "MASTER_PORT")? else { return Ok(None) };
+    match u16::try_from(port) {
+        Ok(port) if port > 0 => Ok(Some(port)),
+        _ => contradiction(format!("MASTER_PORT={port} is not a port")),
     }
 }
 
 /// Tasks of the step. `SLURM_NTASKS` may be the job's.
 fn slurm_tasks(env: Environment<'_>) -> Result<Option<usize>, DistributedError> {
-    match number(env, "SLURM_STEP_NUM_TASKS")? {
-        Some(tasks) => Ok(Some(tasks)),
-        None => number(env, "SLURM_NTASKS"),
-    }
+    first_number(env, ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"])
 }
 
 /// Whether srun started this process as one of several. In a batch script SLURM_PROCID is set too.

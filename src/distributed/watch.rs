@@ -33,7 +33,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What the threads of one rank share.
 #[derive(Debug)]
 struct Shared {
-    rank: usize,
     world: usize,
     /// A rank without a sign of life for this long counts as lost.
     silence: Duration,
@@ -49,6 +48,22 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(world: usize, timeout: Duration) -> Self {
+        // Half the timeout, so that a rank that waited in vain learns why; not below three missed signs.
+        let silence = (timeout / 2).clamp(Duration::from_secs(3), Duration::from_secs(60));
+        Self {
+            world,
+            silence,
+            timeout,
+            begun: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            hub_left: AtomicBool::new(false),
+            verdict: Mutex::new(None),
+            changed: Condvar::new(),
+        }
+    }
+
     fn begun(&self) -> u64 {
         self.begun.load(Ordering::SeqCst)
     }
@@ -57,13 +72,9 @@ impl Shared {
         self.closing.load(Ordering::SeqCst)
     }
 
-    fn note_left(&self, rank: usize) {
-        debug_assert_eq!(rank, 0, "of the others rank 0 keeps account");
-        self.hub_left.store(true, Ordering::SeqCst);
-    }
-
-    fn has_left(&self, rank: usize) -> bool {
-        rank == 0 && self.hub_left.load(Ordering::SeqCst)
+    /// Whether rank 0 said goodbye; of the others it keeps account.
+    fn hub_has_left(&self) -> bool {
+        self.hub_left.load(Ordering::SeqCst)
     }
 
     fn locked(&self) -> MutexGuard<'_, Option<Vec<LostRank>>> {
@@ -83,7 +94,7 @@ impl Shared {
     fn wait_for_verdict(&self, patience: Duration) -> Option<Vec<LostRank>> {
         let until = Instant::now() + patience;
         let mut verdict = self.locked();
-        while verdict.is_none() && Instant::now() < until && !self.has_left(0) {
+        while verdict.is_none() && Instant::now() < until && !self.hub_has_left() {
             let left = until.saturating_duration_since(Instant::now());
             let waited = self.changed.wait_timeout(verdict, left.min(TICK));
             verdict = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
@@ -95,7 +106,8 @@ impl Shared {
 #[derive(Debug)]
 enum Side {
     Hub(Arc<Hub>),
-    Member(Member),
+    /// The connection to rank 0.
+    Member(TcpStream),
 }
 
 /// One rank's watcher.
@@ -103,7 +115,6 @@ enum Side {
 pub(super) struct Watch {
     shared: Arc<Shared>,
     side: Side,
-    timeout: Duration,
 }
 
 impl Watch {
@@ -114,21 +125,27 @@ impl Watch {
         token: String,
         timeout: Duration,
     ) -> std::io::Result<(Self, u16)> {
-        let shared = shared(0, world, timeout);
+        let shared = Arc::new(Shared::new(world, timeout));
         let (hub, port) = Hub::start(&shared, at, token)?;
-        Ok((Self { shared, side: Side::Hub(hub), timeout }, port))
+        Ok((Self { shared, side: Side::Hub(hub) }, port))
     }
 
-    /// Another rank's.
+    /// Another rank's: tells rank 0 its signs of life, hears the verdict.
     pub(super) fn follow(
         (rank, world): (usize, usize),
         (host, port): (&str, u16),
         token: String,
         timeout: Duration,
     ) -> std::io::Result<Self> {
-        let shared = shared(rank, world, timeout);
-        let member = Member::start(&shared, host, port, token, timeout)?;
-        Ok(Self { shared, side: Side::Member(member), timeout })
+        let shared = Arc::new(Shared::new(world, timeout));
+        let stream = connect(host, port, timeout)?;
+        prepare(&stream)?;
+        tell(&stream, &Line::Hello { token, rank });
+        let lines = Lines::new(stream.try_clone()?, TICK)?;
+        let (of_thread, writer) = (shared.clone(), stream.try_clone()?);
+        let watch = move || watch(&of_thread, &writer, lines);
+        std::thread::Builder::new().name("watch".into()).spawn(watch)?;
+        Ok(Self { shared, side: Side::Member(stream) })
     }
 
     /// At rank 0, the ranks that have not connected.
@@ -150,7 +167,7 @@ impl Watch {
     }
 
     /// Calls `then` from another thread, once, if ranks are lost and this watcher is still there a while after.
-    pub(super) fn when_lost(&self, grace: Duration, then: Box<dyn FnOnce(DistributedError) + Send>) {
+    pub(super) fn when_lost(&self, grace: Duration, then: impl FnOnce(DistributedError) + Send + 'static) {
         let shared = self.shared.clone();
         let wait = move || {
             let mut verdict = shared.locked();
@@ -182,7 +199,7 @@ impl Watch {
     pub(super) fn fail(&self, failure: Failure) {
         match &self.side {
             Side::Hub(hub) => hub.tell_failure(failure),
-            Side::Member(member) => member.tell_end(failure),
+            Side::Member(stream) => tell(stream, &Line::Ends { failure }),
         }
     }
 
@@ -198,7 +215,10 @@ impl Watch {
         }
         match &self.side {
             Side::Hub(hub) => hub.say_goodbye(),
-            Side::Member(member) => member.say_goodbye(self.shared.begun()),
+            Side::Member(stream) => {
+                tell(stream, &Line::Beat { begun: self.shared.begun() });
+                tell(stream, &Line::Bye);
+            }
         }
     }
 
@@ -220,7 +240,9 @@ impl Watch {
         self.say_goodbye();
         match &self.side {
             Side::Hub(hub) => hub.hang_up(),
-            Side::Member(member) => member.hang_up(),
+            Side::Member(stream) => {
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+            }
         }
         self.shared.changed.notify_all();
     }
@@ -231,18 +253,22 @@ impl Watch {
         if cause == Cause::Other && self.shared.verdict().is_none() {
             return DistributedError::Backend { what: what.into(), message: first_line(message) };
         }
-        let waited = (cause == Cause::Timeout).then_some(self.timeout.as_secs());
+        let waited = (cause == Cause::Timeout).then_some(self.shared.timeout.as_secs());
         match &self.side {
             Side::Hub(hub) => hub.note_failure(collective, waited),
-            Side::Member(member) => member.tell_failure(self.shared.begun(), collective, waited),
+            Side::Member(stream) => {
+                tell(stream, &Line::Beat { begun: self.shared.begun() });
+                tell(stream, &Line::Failed { collective, waited });
+            }
         }
         let verdict = self.shared.wait_for_verdict(PATIENCE);
-        let left = || self.shared.has_left(0).then(|| vec![LostRank { rank: 0, reason: LossReason::Left }]);
+        let left =
+            || self.shared.hub_has_left().then(|| vec![LostRank { rank: 0, reason: LossReason::Left }]);
         match (verdict.or_else(left), cause) {
             (Some(lost), _) => DistributedError::PeerLost { lost },
             (None, Cause::Timeout) => DistributedError::Timeout {
                 what: what.into(),
-                after: self.timeout,
+                after: self.shared.timeout,
                 message: first_line(message),
             },
             (None, _) => DistributedError::Backend { what: what.into(), message: first_line(message) },
@@ -256,69 +282,8 @@ impl Drop for Watch {
     }
 }
 
-fn shared(rank: usize, world: usize, timeout: Duration) -> Arc<Shared> {
-    // Half the timeout, so that a rank that waited in vain learns why; not below three missed signs.
-    let silence = (timeout / 2).clamp(Duration::from_secs(3), Duration::from_secs(60));
-    Arc::new(Shared {
-        rank,
-        world,
-        silence,
-        timeout,
-        begun: AtomicU64::new(0),
-        leaving: AtomicBool::new(false),
-        closing: AtomicBool::new(false),
-        hub_left: AtomicBool::new(false),
-        verdict: Mutex::new(None),
-        changed: Condvar::new(),
-    })
-}
-
-/// The watcher of every other rank: tells its signs of life, hears the verdict.
-#[derive(Debug)]
-struct Member {
-    stream: TcpStream,
-}
-
-impl Member {
-    /// Connects to rank 0 and starts the thread.
-    fn start(
-        shared: &Arc<Shared>,
-        host: &str,
-        port: u16,
-        token: String,
-        patience: Duration,
-    ) -> std::io::Result<Self> {
-        let stream = connect(host, port, patience)?;
-        prepare(&stream)?;
-        tell(&stream, &Line::Hello { token, rank: shared.rank });
-        let lines = Lines::new(stream.try_clone()?, TICK)?;
-        let (shared, writer) = (shared.clone(), stream.try_clone()?);
-        let watch = move || watch(&shared, &writer, lines);
-        std::thread::Builder::new().name("watch".into()).spawn(watch)?;
-        Ok(Self { stream })
-    }
-
-    fn tell_failure(&self, begun: u64, collective: u64, waited: Option<u64>) {
-        tell(&self.stream, &Line::Beat { begun });
-        tell(&self.stream, &Line::Failed { collective, waited });
-    }
-
-    /// Tells that this rank is about to end with its own error.
-    fn tell_end(&self, failure: Failure) {
-        tell(&self.stream, &Line::Ends { failure });
-    }
-
-    fn say_goodbye(&self, begun: u64) {
-        tell(&self.stream, &Line::Beat { begun });
-        tell(&self.stream, &Line::Bye);
-    }
-
-    fn hang_up(&self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
-    }
-}
-
-fn connect(host: &str, port: u16, patience: Duration) -> std::io::Result<TcpStream> {
+/// A connection to the first address of the host that takes it.
+pub(super) fn connect(host: &str, port: u16, patience: Duration) -> std::io::Result<TcpStream> {
     let mut last = std::io::Error::other(format!("{host} has no address"));
     for address in (host, port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, patience) {
@@ -336,12 +301,12 @@ fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
     while !shared.is_closing() {
         match lines.next() {
             Heard::Line(Line::Lost { lost }) => shared.decide(lost),
-            Heard::Line(Line::Bye) => shared.note_left(0),
+            Heard::Line(Line::Bye) => shared.hub_left.store(true, Ordering::SeqCst),
             Heard::Line(_) => heard = Instant::now(),
             Heard::Nothing => {}
             Heard::End => {
                 // After a goodbye or a verdict rank 0 may go.
-                if !shared.has_left(0) {
+                if !shared.hub_has_left() {
                     lost(LossReason::Ended);
                 }
                 return;
@@ -352,7 +317,7 @@ fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
             heard = Instant::now();
         }
         round = Instant::now();
-        if heard.elapsed() > shared.silence && !shared.has_left(0) {
+        if heard.elapsed() > shared.silence && !shared.hub_has_left() {
             lost(LossReason::Silent { seconds: heard.elapsed().as_secs() });
         }
         if told.elapsed() >= BEAT {

@@ -6,36 +6,14 @@ use std::path::Path;
 use libloading::os::unix::{Library, Symbol};
 use tch::{Device, Kind};
 
-use crate::run_config::DeviceChoice;
+use crate::run_config::{DeviceChoice, Precision};
 
 /// The type of activations and of the kernels' rounded copies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ComputeType {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// 16 bits, with f32's range.
-    Bf16,
-    /// 16 bits, with less range and more digits.
-    F16,
-}
-
-/// How a network computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Compute {
-    /// The type.
-    pub kind: ComputeType,
-    /// Keep the channels last in memory.
-    pub channels_last: bool,
-}
-
-impl Compute {
-    pub(super) fn kind(self) -> Kind {
-        match self.kind {
-            ComputeType::F32 => Kind::Float,
-            ComputeType::Bf16 => Kind::BFloat16,
-            ComputeType::F16 => Kind::Half,
-        }
+pub(super) fn kind_of(precision: Precision) -> Kind {
+    match precision {
+        Precision::F32 | Precision::Tf32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+        Precision::F16 => Kind::Half,
     }
 }
 
@@ -128,27 +106,20 @@ pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError
     if let Err(reason) = allow_tf32(false) {
         tracing::warn!("{reason}");
     }
-    if choice == DeviceChoice::Cpu {
-        return Ok(SelectedDevice { device: Device::Cpu, reason: "asked for".into() });
-    }
-    let devices = cuda_devices();
-    match (choice, devices) {
-        (DeviceChoice::Auto, Ok(count)) => {
-            let reason = format!("the first of {count} CUDA device(s)");
-            Ok(SelectedDevice { device: Device::Cuda(0), reason })
-        }
-        (_, Err(reason)) if choice == DeviceChoice::Auto => {
-            Ok(SelectedDevice { device: Device::Cpu, reason: without_cuda(Path::new(DRIVER), reason) })
-        }
+    let devices = if choice == DeviceChoice::Cpu { Ok(0) } else { cuda_devices() };
+    let (device, reason) = match (choice, devices) {
+        (DeviceChoice::Cpu, _) => (Device::Cpu, "asked for".into()),
+        (DeviceChoice::Auto, Ok(count)) => (Device::Cuda(0), format!("the first of {count} CUDA device(s)")),
+        (DeviceChoice::Auto, Err(reason)) => (Device::Cpu, without_cuda(Path::new(DRIVER), reason)),
         (DeviceChoice::Cuda(number), Ok(count)) if number < count => {
-            Ok(SelectedDevice { device: Device::Cuda(number), reason: "asked for".into() })
+            (Device::Cuda(number), "asked for".into())
         }
         (DeviceChoice::Cuda(number), Ok(count)) => {
-            Err(DeviceError { number, reason: format!("there are {count} CUDA device(s)") })
+            return Err(DeviceError { number, reason: format!("there are {count} CUDA device(s)") });
         }
-        (DeviceChoice::Cuda(number), Err(reason)) => Err(DeviceError { number, reason }),
-        (DeviceChoice::Auto | DeviceChoice::Cpu, _) => unreachable!("both are settled above"),
-    }
+        (DeviceChoice::Cuda(number), Err(reason)) => return Err(DeviceError { number, reason }),
+    };
+    Ok(SelectedDevice { device, reason })
 }
 
 /// Whether NVIDIA's driver has a GPU here, also if libtorch cannot use it.

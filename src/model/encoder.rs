@@ -8,14 +8,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-use super::compute::{Compute, ComputeType, tf32_is_allowed};
+use super::compute::{kind_of, tf32_is_allowed};
 use super::layers::{OverRanks, STAGES, Statistics, count_kept};
 use super::libtorch::upload_pixels;
 use super::network::{FeatureLayer, Network, NoSuchLayer, flat};
 use super::weights::{NamedTensors, WeightsError};
 use crate::augment::EvalTransform;
 use crate::rng::{Purpose, Stream};
-use crate::run_config::{Architecture, RecipeKind};
+use crate::run_config::{Architecture, Precision, RecipeKind};
 
 /// Keeps the division by a feature's length finite, as `torch.nn.functional.normalize` does.
 const SHORTEST_LENGTH: f64 = 1e-12;
@@ -73,7 +73,9 @@ impl EncoderConfig {
 pub struct Encoder {
     variables: nn::VarStore,
     network: Network,
-    compute: Compute,
+    precision: Precision,
+    /// Keeps the channels last in memory.
+    channels_last: bool,
     mean: Tensor,
     std: Tensor,
     config: EncoderConfig,
@@ -96,7 +98,8 @@ impl Encoder {
         };
         let encoder = Self {
             network,
-            compute: Compute::default(),
+            precision: Precision::F32,
+            channels_last: false,
             mean: channel(config.normalisation.mean),
             std: channel(config.normalisation.std),
             variables,
@@ -138,11 +141,11 @@ impl Encoder {
 
     /// The type of its products: `f32`, `tf32`, `bf16` or `f16`.
     pub fn precision(&self) -> &'static str {
-        match self.compute.kind {
-            ComputeType::F32 if self.device().is_cuda() && tf32_is_allowed() == Ok(true) => "tf32",
-            ComputeType::F32 => "f32",
-            ComputeType::Bf16 => "bf16",
-            ComputeType::F16 => "f16",
+        let is_tf32 = || self.device().is_cuda() && tf32_is_allowed() == Ok(true);
+        match self.precision {
+            Precision::F32 | Precision::Tf32 if is_tf32() => "tf32",
+            Precision::F32 | Precision::Tf32 => "f32",
+            rounded => rounded.into(),
         }
     }
 
@@ -151,13 +154,13 @@ impl Encoder {
         self.variables.device()
     }
 
-    /// Computes in another way from now on; the weights stay in f32.
-    pub fn set_compute(&mut self, compute: Compute) {
-        self.compute = compute;
-        if compute.channels_last {
+    /// Computes in another precision or layout from now on; the weights stay in f32.
+    pub fn set_compute(&mut self, precision: Precision, channels_last: bool) {
+        (self.precision, self.channels_last) = (precision, channels_last);
+        if channels_last {
             for (_, mut variable) in self.named_variables() {
                 if variable.dim() == 4 {
-                    let moved = tch::no_grad(|| channels_last(&variable.detach()));
+                    let moved = tch::no_grad(|| with_channels_last(&variable.detach()));
                     variable.set_data(&moved);
                 }
             }
@@ -202,7 +205,7 @@ impl Encoder {
             None => Statistics::OfBatch,
             Some(ranks) => Statistics::OfAllRanks(ranks),
         };
-        self.network.pooled(&self.normalised(pixels), statistics)
+        self.network.pooled(&self.normalised(pixels), statistics, &mut |_, _| {})
     }
 
     /// What several layers make of a batch, in evaluation mode and in one pass. The projection comes at unit
@@ -217,16 +220,13 @@ impl Encoder {
         tch::no_grad(|| {
             let mut maps: [Option<Tensor>; STAGES] = Default::default();
             let mut stages = 0;
-            let pooled = self.network.pooled_with_stages(
-                &self.normalised(pixels),
-                Statistics::Running,
-                &mut |stage, map| {
-                    stages = stage + 1;
-                    if layers.iter().any(|layer| layer.stage() == Some(stage)) {
-                        maps[stage] = Some(flat(map));
-                    }
-                },
-            );
+            let mut at_stage = |stage, map: &Tensor| {
+                stages = stage + 1;
+                if layers.iter().any(|layer| layer.stage() == Some(stage)) {
+                    maps[stage] = Some(flat(map));
+                }
+            };
+            let pooled = self.network.pooled(&self.normalised(pixels), Statistics::Running, &mut at_stage);
             let of_layer = |&layer: &FeatureLayer| match layer.stage() {
                 Some(stage) => {
                     maps[stage].as_ref().map(Tensor::shallow_clone).ok_or(NoSuchLayer { layer, stages })
@@ -240,8 +240,8 @@ impl Encoder {
 
     fn normalised(&self, pixels: &Tensor) -> Tensor {
         let pixels = pixels.to_device(self.device()).to_kind(Kind::Float);
-        let normalised = ((pixels / 255.0 - &self.mean) / &self.std).to_kind(self.compute.kind());
-        if self.compute.channels_last { channels_last(&normalised) } else { normalised }
+        let normalised = ((pixels / 255.0 - &self.mean) / &self.std).to_kind(kind_of(self.precision));
+        if self.channels_last { with_channels_last(&normalised) } else { normalised }
     }
 
     /// How many numbers autograd keeps of an image between forward and backward pass. Batch norm's statistics move:
@@ -326,7 +326,7 @@ fn unit_rows(projected: &Tensor) -> Tensor {
 }
 
 /// The same numbers with the channels last in memory, `[batch, height, width, channels]`.
-fn channels_last(tensor: &Tensor) -> Tensor {
+fn with_channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
@@ -378,17 +378,12 @@ fn draw(seed: u64, index: u64, count: i64, value: impl Fn(&mut Stream) -> f64 + 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ComputeType;
     use crate::rng::{Purpose, Stream};
 
-    fn encoder(arch: Architecture) -> Encoder {
-        let config = EncoderConfig {
-            arch,
-            dim: 32,
-            normalisation: Normalisation::CIFAR,
-            image_size: 32,
-            evaluation_resize: 32,
-        };
+    fn encoder(arch: Architecture, image_size: u32) -> Encoder {
+        let normalisation = Normalisation::CIFAR;
+        let config =
+            EncoderConfig { arch, dim: 32, normalisation, image_size, evaluation_resize: image_size };
         Encoder::new(config, 1, Device::Cpu)
     }
 
@@ -400,9 +395,9 @@ mod tests {
     }
 
     /// The features and the first kernel's gradient under some way of computing.
-    fn run(compute: Compute, train: bool) -> (Tensor, Tensor) {
-        let mut encoder = encoder(Architecture::ResNet20Cifar);
-        encoder.set_compute(compute);
+    fn run(precision: Precision, channels_last: bool, train: bool) -> (Tensor, Tensor) {
+        let mut encoder = encoder(Architecture::ResNet20Cifar, 32);
+        encoder.set_compute(precision, channels_last);
         let features = encoder.forward(&pixels(4, 32), train);
         features.narrow(1, 0, 1).sum(Kind::Float).backward();
         let (_, kernel) = encoder.parameters().swap_remove(2);
@@ -416,16 +411,16 @@ mod tests {
 
     #[test]
     fn channels_last_gives_the_same_features_and_gradients() {
-        let (features, gradient) = run(Compute::default(), true);
-        let (moved, moved_gradient) = run(Compute { channels_last: true, ..Compute::default() }, true);
+        let (features, gradient) = run(Precision::F32, false, true);
+        let (moved, moved_gradient) = run(Precision::F32, true, true);
         assert!(relative(&moved, &features) < 1e-5 && relative(&moved_gradient, &gradient) < 1e-4);
     }
 
     #[test]
     fn channels_last_moves_the_kernels_and_leaves_the_file_as_it_is() {
-        let mut encoder = encoder(Architecture::ResNet20Cifar);
+        let mut encoder = encoder(Architecture::ResNet20Cifar, 32);
         let before = encoder.weights().to_bytes();
-        encoder.set_compute(Compute { channels_last: true, ..Compute::default() });
+        encoder.set_compute(Precision::F32, true);
         let (_, kernel) = encoder.parameters().swap_remove(2);
         assert_eq!(kernel.stride(), [27, 1, 9, 3]);
         assert!(encoder.weights().to_bytes() == before);
@@ -434,9 +429,8 @@ mod tests {
     #[test]
     fn bf16_gives_nearly_the_same_unit_features_in_f32() {
         // With the statistics of a small batch an untrained network enlarges every rounding, as PyTorch's does.
-        let (features, gradient) = run(Compute::default(), false);
-        let compute = Compute { kind: ComputeType::Bf16, channels_last: false };
-        let (rounded, rounded_gradient) = run(compute, false);
+        let (features, gradient) = run(Precision::F32, false, false);
+        let (rounded, rounded_gradient) = run(Precision::Bf16, false, false);
         assert_eq!((rounded.kind(), rounded_gradient.kind()), (Kind::Float, Kind::Float));
         assert!(relative(&rounded, &features) < 0.1, "{}", relative(&rounded, &features));
         assert!(relative(&rounded_gradient, &gradient) < 0.3, "{}", relative(&rounded_gradient, &gradient));
@@ -446,7 +440,7 @@ mod tests {
 
     #[test]
     fn weights_of_a_classifier_leave_the_projection_as_it_is() {
-        let mut target = encoder(Architecture::ResNet20Cifar);
+        let mut target = encoder(Architecture::ResNet20Cifar, 32);
         let before = target.weights();
         let other = Encoder::new(EncoderConfig { dim: 10, ..target.config() }, 9, Device::Cpu).weights();
         assert!(!target.load_backbone(&other).expect("a backbone"));
@@ -458,31 +452,18 @@ mod tests {
         let whole = Encoder::new(target.config(), 9, Device::Cpu).weights();
         assert!(target.load_backbone(&whole).expect("all of it"));
         assert!(same(&target.weights(), &whole, "fc.weight"));
-    }
-
-    #[test]
-    fn weights_of_another_architecture_are_refused_by_name() {
-        let mut target = encoder(Architecture::ResNet20Cifar);
-        let other = encoder(Architecture::ResNet18Cifar).weights();
-        assert!(target.load_backbone(&other).is_err());
+        assert!(target.load_backbone(&encoder(Architecture::ResNet18Cifar, 32).weights()).is_err());
     }
 
     #[test]
     fn features_of_layers_are_those_of_the_one_pass_and_a_missing_layer_is_named() {
         use crate::model::FeatureLayer::{Pooled, Projection, Stage};
-        let config = EncoderConfig {
-            arch: Architecture::ResNet20Cifar,
-            dim: 16,
-            normalisation: Normalisation::CIFAR,
-            image_size: 16,
-            evaluation_resize: 16,
-        };
-        let encoder = Encoder::new(config, 3, Device::Cpu);
+        let encoder = encoder(Architecture::ResNet20Cifar, 16);
         let pixels = pixels(2, 16);
         let layers = [Stage(1), Stage(4), Pooled, Projection];
         let features = encoder.features(&pixels, &layers).expect("all are there");
         let widths: Vec<i64> = features.iter().map(|feature| feature.size()[1]).collect();
-        assert_eq!(widths, [16 * 256, 64 * 16, 64, 16]);
+        assert_eq!(widths, [16 * 256, 64 * 16, 64, 32]);
         // The last stage's map, averaged, is the pooled feature; the projection is what training sees.
         let averaged = features[1].view([2, 64, 16]).mean_dim([2_i64].as_slice(), false, Kind::Float);
         assert!(averaged.allclose(&features[2], 1e-5, 1e-6, false));

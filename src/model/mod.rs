@@ -13,9 +13,9 @@ mod plain;
 mod resnet;
 mod weights;
 
-pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
 pub use compute::{
-    DeviceError, SelectedDevice, cpu_of, has_gpu, select_device, select_device_of, threads, wait_for,
+    DeviceError, SelectedDevice, allow_tf32, cpu_of, has_gpu, select_device, select_device_of,
+    tf32_is_allowed, threads, wait_for,
 };
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
 pub use layers::OverRanks;

@@ -33,16 +33,11 @@ impl Network {
         }
     }
 
-    /// The feature before the projection.
+    /// The feature before the projection; `at_stage` sees the map of each stage, counted from 0, on the way.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels of any float type -> `[batch, width]` f32
-    pub(super) fn pooled(&self, pixels: &Tensor, statistics: Statistics<'_>) -> Tensor {
-        self.pooled_with_stages(pixels, statistics, &mut |_, _| {})
-    }
-
-    /// Likewise; `at_stage` sees the map of each stage, counted from 0, on the way.
-    pub(super) fn pooled_with_stages(
+    pub(super) fn pooled(
         &self,
         pixels: &Tensor,
         statistics: Statistics<'_>,

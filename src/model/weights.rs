@@ -78,17 +78,10 @@ pub enum WeightsError {
 impl WeightsError {
     /// Whether the file is readable, and of another model.
     pub fn is_of_another_model(&self) -> bool {
-        match self {
-            Self::Missing { .. } | Self::OtherNames { .. } | Self::Unexpected { .. } | Self::Shape { .. } => {
-                true
-            }
-            Self::Malformed(_)
-            | Self::Pickle
-            | Self::Type { .. }
-            | Self::NotFinite { .. }
-            | Self::NegativeVariance { .. }
-            | Self::Constant => false,
-        }
+        matches!(
+            self,
+            Self::Missing { .. } | Self::OtherNames { .. } | Self::Unexpected { .. } | Self::Shape { .. }
+        )
     }
 }
 
@@ -274,28 +267,22 @@ impl View for Bytes<'_> {
     }
 }
 
+/// The types that files of this crate may have.
+const TYPES: [(Kind, Dtype); 6] = [
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Int64, Dtype::I64),
+];
+
 fn dtype(kind: Kind) -> Dtype {
-    match kind {
-        Kind::Half => Dtype::F16,
-        Kind::BFloat16 => Dtype::BF16,
-        Kind::Double => Dtype::F64,
-        Kind::Int => Dtype::I32,
-        Kind::Int64 => Dtype::I64,
-        Kind::Float => Dtype::F32,
-        other => unreachable!("no tensor of this crate is of kind {other:?}"),
-    }
+    TYPES.into_iter().find(|(of, _)| *of == kind).expect("no tensor of this crate is of another kind").1
 }
 
 fn kind(dtype: Dtype) -> Option<Kind> {
-    Some(match dtype {
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::F32 => Kind::Float,
-        Dtype::F64 => Kind::Double,
-        Dtype::I32 => Kind::Int,
-        Dtype::I64 => Kind::Int64,
-        _ => return None,
-    })
+    TYPES.into_iter().find(|(_, of)| *of == dtype).map(|(kind, _)| kind)
 }
 
 #[cfg(test)]

@@ -8,20 +8,14 @@ use super::{Negatives, Queries};
 use crate::bank::{BankShard, BatchRows};
 use crate::units::Temperature;
 
-/// Bytes of a tile, of its logits or of its rows in f32, whichever are more.
-struct TileBytes {
-    /// Where rows are taken in their order.
-    dense: usize,
-    /// Where they are gathered for each query.
-    gathered: usize,
-}
-
-/// On the CPU a tile should stay in a cache; on a GPU each of its few operations should be worth a launch.
-fn tile_bytes(device: Device) -> TileBytes {
-    if device.is_cuda() {
-        TileBytes { dense: 256 << 20, gathered: 512 << 20 }
-    } else {
-        TileBytes { dense: 4 << 20, gathered: 16 << 20 }
+/// Bytes of a tile, of its logits or of its rows in f32, whichever are more; `gathered`: its rows are gathered for each
+/// query. On the CPU a tile should stay in a cache; on a GPU each of its few operations should be worth a launch.
+fn tile_bytes(device: Device, gathered: bool) -> usize {
+    match (device.is_cuda(), gathered) {
+        (true, false) => 256 << 20,
+        (true, true) => 512 << 20,
+        (false, false) => 4 << 20,
+        (false, true) => 16 << 20,
     }
 }
 
@@ -97,7 +91,7 @@ pub(super) fn for_each_tile(
 fn others(queries: Queries<'_>, scaled: &Tensor, part: &BankShard, mut visit: impl FnMut(Tile)) {
     let own = queries.rows_in(part);
     let row_bytes = queries.positions.len().max(part.dim()) * size_of::<f32>();
-    let tile = (tile_bytes(scaled.device()).dense / row_bytes.max(1)).max(1);
+    let tile = (tile_bytes(scaled.device(), false) / row_bytes.max(1)).max(1);
     for start in (0..part.len()).step_by(tile) {
         let len = tile.min(part.len() - start);
         let rows = factors(&part.rows().narrow(0, start as i64, len as i64));
@@ -118,9 +112,8 @@ fn sampled(
     let (batch, dim) = (queries.positions.len(), part.dim());
     let device = scaled.device();
     let columns = negatives.columns_for(part);
-    let TileBytes { dense, gathered } = tile_bytes(device);
-    let (bytes, numbers) = if negatives.shared() { (dense, batch.max(dim)) } else { (gathered, batch * dim) };
-    let tile = (bytes / (numbers * size_of::<f32>()).max(1)).max(1);
+    let numbers = if negatives.shared() { batch.max(dim) } else { batch * dim };
+    let tile = (tile_bytes(device, !negatives.shared()) / (numbers * size_of::<f32>()).max(1)).max(1);
     let own = exclude_own.then(|| queries.rows_in(part).places().unsqueeze(1));
     let whole = part.len() == part.instances();
     for start in columns.clone().step_by(tile) {

@@ -20,64 +20,19 @@
 //! 1e-7 is an option here. docs/numerics.md says what differs and why.
 
 mod candidates;
-mod log_z;
 mod negatives;
 mod partial;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-pub use log_z::LogZ;
-pub use negatives::{Draw, Negatives};
-pub use partial::Partial;
+pub use negatives::Negatives;
 
 use self::candidates::{Candidates, for_each_tile};
-use self::log_z::LogZSum;
-use self::partial::{Noise, Positives};
+use self::partial::{LogSum, LogZSum, Noise, NoiseSum, Partial, Positives, Sum};
 use crate::bank::{BankShard, BatchRows};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::ids::BankRow;
-use crate::run_config::{ObjectiveKind, PartitionChoice, Sampling};
-use crate::units::Temperature;
-
-/// The settings of an objective.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ObjectiveOptions {
-    /// Which one.
-    pub kind: ObjectiveKind,
-    /// τ.
-    pub temperature: Temperature,
-    /// K, the sampled rows of each query; not for `softmax`.
-    pub negatives: usize,
-    /// Which queries share them.
-    pub sampling: Sampling,
-    /// Leave out a sampled row that is the query's own.
-    pub exclude_positive: bool,
-    /// Added to the noise's probability in the denominators of `nce`; 0, or the reference's 1e-7.
-    pub eps: f64,
-    /// Where Z of `nce` comes from.
-    pub partition: PartitionChoice,
-    /// The weight of the old Z in the moving average.
-    pub partition_decay: f64,
-    /// λ of the proximal term `λ ‖f - v‖²` (paper, equation 9); 0 as in the reference.
-    pub proximal_weight: f64,
-}
-
-impl ObjectiveOptions {
-    /// The settings with the reference's values beside kind, temperature and number of negatives.
-    pub fn new(kind: ObjectiveKind, temperature: Temperature, negatives: usize) -> Self {
-        Self {
-            kind,
-            temperature,
-            negatives,
-            sampling: Sampling::PerSample,
-            exclude_positive: false,
-            eps: 0.0,
-            partition: PartitionChoice::Fixed,
-            partition_decay: 0.99,
-            proximal_weight: 0.0,
-        }
-    }
-}
+use crate::run_config::{ObjectiveKind, PartitionChoice, TrainConfig};
 
 /// Queries as an objective sees them: a batch, or a part of one.
 #[derive(Clone, Copy, Debug)]
@@ -120,46 +75,44 @@ pub struct Evaluation {
 /// An objective with its state.
 #[derive(Debug)]
 pub struct Objective {
-    options: ObjectiveOptions,
-    partition: LogZ,
-    /// ln Z on the device, a f64 scalar, where a batch has moved it and it was not read since.
+    config: TrainConfig,
+    /// ln Z of `nce`, once it is known; it moves only where a moving average is asked for.
+    ln_z: Option<f64>,
+    /// The same on the device, a f64 scalar, where a batch has moved it and it was not read since.
     moved: Option<Tensor>,
 }
 
 impl Objective {
-    /// An objective in a given state; [`LogZ::Unset`] at the start of a run.
-    pub fn new(options: ObjectiveOptions, partition: LogZ) -> Self {
-        let partition = match (options.partition, partition) {
-            (PartitionChoice::Given(z), _) => LogZ::Set { ln_z: z.ln() },
-            (_, state) => state,
-        };
-        Self { options, partition, moved: None }
+    /// An objective in a given state; without ln Z at the start of a run.
+    pub fn new(config: &TrainConfig, ln_z: Option<f64>) -> Self {
+        let ln_z = if let PartitionChoice::Given(z) = config.partition { Some(z.ln()) } else { ln_z };
+        Self { config: config.clone(), ln_z, moved: None }
     }
 
-    /// The settings.
-    pub fn options(&self) -> ObjectiveOptions {
-        self.options
+    /// The configuration, of which it has kind, τ, negatives, Z and the proximal term.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
     }
 
-    /// Z of `nce`, as it was read last.
-    pub fn log_z(&self) -> LogZ {
-        self.partition
+    /// ln Z of `nce`, as it was read last.
+    pub fn ln_z(&self) -> Option<f64> {
+        self.ln_z
     }
 
     /// Puts an earlier state in place: for a step that is not to have happened.
-    pub fn set_log_z(&mut self, partition: LogZ) {
-        (self.partition, self.moved) = (partition, None);
+    pub fn set_ln_z(&mut self, ln_z: Option<f64>) {
+        (self.ln_z, self.moved) = (ln_z, None);
     }
 
     /// Takes note of ln Z as it was read after a step whose batch moved it ([`Objective::follow`]).
-    pub fn note_log_z(&mut self, ln_z: f64) {
-        self.partition = LogZ::Set { ln_z };
+    pub fn note_ln_z(&mut self, ln_z: f64) {
+        self.ln_z = Some(ln_z);
     }
 
     /// The mean loss in nats where every row is as similar to a query as any other: features then tell nothing.
     pub fn chance_loss(&self, instances: usize) -> f64 {
-        let negatives = self.options.negatives as f64;
-        match self.options.kind {
+        let negatives = self.config.negatives as f64;
+        match self.config.objective {
             ObjectiveKind::Softmax => (instances as f64).ln(),
             ObjectiveKind::InfoNce => negatives.ln_1p(),
             // With Z right, each row is the query's own with probability 1 / (K + 1).
@@ -169,7 +122,7 @@ impl Objective {
 
     /// How many negatives each query needs.
     pub fn negatives(&self) -> Option<usize> {
-        (self.options.kind != ObjectiveKind::Softmax).then_some(self.options.negatives)
+        (self.config.objective != ObjectiveKind::Softmax).then_some(self.config.negatives)
     }
 
     /// Sets what must be known before the first evaluation: Z of `nce`, from the first batch. Does nothing
@@ -188,16 +141,18 @@ impl Objective {
         negatives: Option<&Negatives>,
         owners: &ProcessGroup,
     ) -> Result<(), DistributedError> {
-        let (LogZ::Unset, ObjectiveKind::Nce) = (self.partition, self.options.kind) else {
+        if self.ln_z.is_some() || self.config.objective != ObjectiveKind::Nce {
             return Ok(());
-        };
+        }
         let estimate = no_grad(|| {
-            let mut sum = LogZSum::empty();
+            let mut sum = LogZSum::default();
             let mut own: Option<Positives> = None;
             for part in parts {
                 let candidates = self.candidates(negatives);
-                for_each_tile(queries, self.options.temperature, part, candidates, |tile| sum.add(&tile));
-                let found = Positives::of(queries, self.options.temperature, part);
+                for_each_tile(queries, self.config.temperature, part, candidates, |tile| {
+                    sum.add(&tile.logits)
+                });
+                let found = Positives::of(queries, self.config.temperature, part);
                 match &mut own {
                     None => own = Some(found),
                     Some(own) => own.merge(&found),
@@ -207,13 +162,13 @@ impl Objective {
             sum.sum_over(owners)?;
             own.sum_logits_over(owners)?;
             let instances = parts[0].instances();
-            if self.options.partition.is_estimated() {
+            if self.config.partition.is_estimated() {
                 return Ok(sum.ln_estimate_beside(own.logits(), instances));
             }
-            sum.add_logits(own.logits());
+            sum.add(own.logits());
             Ok::<_, DistributedError>(sum.ln_estimate(instances))
         })?;
-        self.partition = LogZ::Set { ln_z: estimate.double_value(&[]) };
+        self.ln_z = Some(estimate.double_value(&[]));
         Ok(())
     }
 
@@ -231,77 +186,58 @@ impl Objective {
         negatives: Option<&Negatives>,
         owners: &ProcessGroup,
     ) -> Result<Evaluation, DistributedError> {
-        let partials = parts.iter().map(|part| self.partial(queries, part, negatives));
-        let whole = partials.reduce(|mut whole, part| {
-            no_grad(|| whole.merge(part));
-            whole
-        });
-        let mut whole = whole.expect("a bank has a part");
-        no_grad(|| whole.sum_over(owners))?;
-        Ok(self.finish(queries, whole))
-    }
-
-    /// The sums of the batch over a part of the bank.
-    ///
-    /// # Panics
-    /// As [`Objective::evaluate`].
-    pub fn partial(&self, queries: Queries<'_>, part: &BankShard, negatives: Option<&Negatives>) -> Partial {
-        let (temperature, candidates) = (self.options.temperature, self.candidates(negatives));
-        no_grad(|| match self.options.kind {
-            ObjectiveKind::Softmax | ObjectiveKind::InfoNce => {
-                Partial::softmax(queries, temperature, part, candidates)
-            }
-            ObjectiveKind::Nce => {
-                let noise = self.noise(
-                    negatives.map_or(0, Negatives::count),
-                    part.instances(),
-                    queries.features.device(),
-                );
-                let estimate = self.options.partition.is_estimated();
-                Partial::nce(queries, temperature, part, candidates, (noise, estimate))
-            }
+        no_grad(|| {
+            let partials = parts.iter().map(|part| self.partial(queries, part, negatives));
+            let whole = partials.reduce(|mut whole, part| {
+                whole.merge(part);
+                whole
+            });
+            let mut whole = whole.expect("a bank has a part");
+            whole.sum_over(owners)?;
+            Ok(whole.finish(queries, self.config.proximal_weight))
         })
     }
 
-    /// Loss and gradient from the merged partials of all parts.
-    pub fn finish(&self, queries: Queries<'_>, partial: Partial) -> Evaluation {
-        no_grad(|| partial.finish(queries, self.options.proximal_weight))
+    /// The sums of the batch over a part of the bank.
+    fn partial(&self, queries: Queries<'_>, part: &BankShard, negatives: Option<&Negatives>) -> Partial {
+        let temperature = self.config.temperature;
+        let (sum, partition) = match self.config.objective {
+            ObjectiveKind::Softmax | ObjectiveKind::InfoNce => {
+                (Sum::Exponentials(LogSum::empty(queries.features, temperature)), None)
+            }
+            ObjectiveKind::Nce => {
+                let count = negatives.map_or(0, Negatives::count);
+                let noise = self.noise(count, part.instances(), queries.features.device());
+                let estimates = self.config.partition.is_estimated();
+                (Sum::Noise(NoiseSum::empty(queries.features, noise)), estimates.then(LogZSum::default))
+            }
+        };
+        Partial::of(queries, temperature, part, self.candidates(negatives), sum, partition)
     }
 
-    /// Moves Z where it follows the estimates; the loop calls this after step `step` of epoch `epoch`, both from 0.
-    pub fn observe(&mut self, ln_estimate: f64, at: (u64, u64)) {
-        if let Some(decay) = self.decay(at) {
-            self.set_log_z(self.partition.average(ln_estimate, decay));
-        }
-    }
-
-    /// As [`Objective::observe`], without a wait for the device. The next evaluation has the new Z, a f64 scalar, which
-    /// is given back to be read later; nothing where Z stays.
-    pub fn follow(&mut self, ln_estimate: &Tensor, at: (u64, u64)) -> Option<Tensor> {
-        let decay = self.decay(at)?;
+    /// Moves Z where it follows the estimates, without a wait for the device; the loop calls this after step `step` of
+    /// epoch `epoch`, both from 0: `Z <- decay Z + (1 - decay) estimate`, in the logarithm. The next evaluation has the
+    /// new ln Z, a f64 scalar, which is given back to be read later ([`Objective::note_ln_z`]); nothing where Z stays.
+    pub fn follow(&mut self, ln_estimate: &Tensor, (step, epoch): (u64, u64)) -> Option<Tensor> {
+        let decay = match self.config.partition {
+            PartitionChoice::Ema => self.config.partition_decay,
+            // The mean of all so far.
+            PartitionChoice::Delayed if epoch == 0 => step as f64 / (step + 1) as f64,
+            _ => return None,
+        };
         let moved = no_grad(|| {
-            let old = self.ln_z(ln_estimate.device()) + decay.ln();
+            let old = self.ln_z_on(ln_estimate.device()) + decay.ln();
             old.logaddexp(&(ln_estimate + (1.0 - decay).ln()))
         });
         self.moved = Some(moved.shallow_clone());
         Some(moved)
     }
 
-    /// The weight of the old Z in the average with an estimate; nothing where Z does not follow.
-    fn decay(&self, (step, epoch): (u64, u64)) -> Option<f64> {
-        match self.options.partition {
-            PartitionChoice::Ema => Some(self.options.partition_decay),
-            // The mean of all so far.
-            PartitionChoice::Delayed if epoch == 0 => Some(step as f64 / (step + 1) as f64),
-            _ => None,
-        }
-    }
-
     /// ln Z on a device, a f64 scalar.
-    fn ln_z(&self, device: Device) -> Tensor {
+    fn ln_z_on(&self, device: Device) -> Tensor {
         self.moved.as_ref().map_or_else(
             || {
-                let ln_z = self.partition.ln_z().expect("Z is estimated before the first evaluation");
+                let ln_z = self.ln_z.expect("Z is estimated before the first evaluation");
                 Tensor::full([], ln_z, (Kind::Double, device))
             },
             Tensor::shallow_clone,
@@ -309,18 +245,18 @@ impl Objective {
     }
 
     fn candidates<'a>(&self, negatives: Option<&'a Negatives>) -> Candidates<'a> {
-        if self.options.kind == ObjectiveKind::Softmax {
+        if self.config.objective == ObjectiveKind::Softmax {
             return Candidates::Others;
         }
         let negatives = negatives.expect("nce and infonce need negatives");
-        Candidates::Sampled { negatives, exclude_own: self.options.exclude_positive }
+        Candidates::Sampled { negatives, exclude_own: self.config.exclude_positive }
     }
 
     fn noise(&self, count: usize, instances: usize, device: Device) -> Noise {
         let probability = count as f64 / instances as f64;
-        let ln_c = (probability + self.options.eps).ln();
-        let constant = if self.options.eps > 0.0 { ln_c - probability.ln() } else { 0.0 };
-        Noise { offset: self.ln_z(device) + ln_c, constant }
+        let ln_c = (probability + self.config.eps).ln();
+        let constant = if self.config.eps > 0.0 { ln_c - probability.ln() } else { 0.0 };
+        Noise { offset: self.ln_z_on(device) + ln_c, constant }
     }
 }
 

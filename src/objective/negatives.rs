@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 
 use crate::bank::{BankShard, Blocks};
 use crate::rng::{Purpose, SPLIT_MIX, Stream, split_mix};
-use crate::run_config::Sampling;
+use crate::run_config::{Sampling, TrainConfig};
 
 /// The increment of SplitMix64, 2⁶⁴ over the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -52,22 +52,10 @@ struct Drawn {
     shared: bool,
 }
 
-/// What is drawn for a step.
-#[derive(Clone, Copy, Debug)]
-pub struct Draw {
-    /// The run's seed.
-    pub seed: u64,
-    /// The step.
-    pub step: u64,
-    /// K.
-    pub count: usize,
-    /// Which queries share them.
-    pub sampling: Sampling,
-}
-
 impl Negatives {
-    /// The draws for some of a step's queries, by their numbers within the batch: uniform and with
-    /// replacement; a query's own row is not left out.
+    /// The draws for some of the queries of step `step`, by their numbers within the batch: uniform and with
+    /// replacement; a query's own row is not left out. Of the configuration they depend on the seed, K and which
+    /// queries share them.
     ///
     /// The draws are spread evenly over blocks of rows, so that an owner of some blocks makes its own alone,
     /// and the same ones. Each row's probability is right within one part in
@@ -76,8 +64,13 @@ impl Negatives {
     /// # Source
     /// Reference `alias_multinomial.py` with uniform weights; spreading over blocks is ours. SplitMix64:
     /// Steele, Lea and Flood 2014.
-    pub fn draw(draw: Draw, queries: impl IntoIterator<Item = usize>, instances: usize) -> Self {
-        let Draw { seed, step, count, sampling } = draw;
+    pub fn draw(
+        config: &TrainConfig,
+        step: u64,
+        queries: impl IntoIterator<Item = usize>,
+        instances: usize,
+    ) -> Self {
+        let &TrainConfig { seed, negatives: count, negative_sampling: sampling, .. } = config;
         let blocks = Blocks::for_negatives(instances, count);
         let key = |block| Stream::new(seed, Purpose::Negatives, step, block).bits();
         Self::new(Source::Drawn(Drawn {
@@ -188,21 +181,15 @@ impl Drawn {
 
     /// What the draws of all columns depend on: states, first rows, lengths, then the queries' numbers.
     fn words(&self) -> Vec<i64> {
-        let count = self.keys.len() * self.per_block;
-        let mut values = vec![0_i64; 3 * count];
-        let (state, places) = values.split_at_mut(count);
-        let (first, len) = places.split_at_mut(count);
-        let slots = state.chunks_mut(self.per_block).zip(first.chunks_mut(self.per_block));
-        for (block, ((state, first), len)) in slots.zip(len.chunks_mut(self.per_block)).enumerate() {
-            let (key, start, rows) = self.block_of(block * self.per_block);
-            first.fill(start as i64);
-            len.fill(rows as i64);
-            for (number, slot) in state.iter_mut().enumerate() {
-                *slot = key.wrapping_add(self.counter(0, number).wrapping_mul(GOLDEN)) as i64;
-            }
-        }
-        values.extend(self.queries.iter().map(|&query| query as i64));
-        values
+        let blocks = (0..self.keys.len()).map(|block| self.block_of(block * self.per_block));
+        let blocks: Vec<_> = blocks.collect();
+        let columns =
+            || blocks.iter().flat_map(|block| (0..self.per_block).map(move |number| (number, block)));
+        let states = columns()
+            .map(|(number, (key, ..))| key.wrapping_add(self.counter(0, number).wrapping_mul(GOLDEN)) as i64);
+        let firsts = columns().map(|(_, (_, first, _))| *first as i64);
+        let lens = columns().map(|(_, (.., len))| *len as i64);
+        states.chain(firsts).chain(lens).chain(self.queries.iter().map(|&query| query as i64)).collect()
     }
 
     /// The words, on a device.
@@ -256,27 +243,22 @@ mod tests {
     const MANY_INSTANCES: usize = 20_000;
 
     fn draw(seed: u64, step: u64, count: usize, sampling: Sampling, queries: Range<usize>) -> Negatives {
-        Negatives::draw(Draw { seed, step, count, sampling }, queries, INSTANCES)
+        let drawn =
+            TrainConfig { seed, negatives: count, negative_sampling: sampling, ..TrainConfig::default() };
+        Negatives::draw(&drawn, step, queries, INSTANCES)
     }
 
     #[test]
     fn they_are_uniform_over_the_rows_and_a_function_of_seed_and_step() {
         let rows = |seed, step| draw(seed, step, 4096, Sampling::PerSample, 0..64).all();
-        let counts =
-            rows(1, 1).flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
-        // 262 draws for each row, standard deviation 16.
-        assert!(counts.min().double_value(&[]) > 180.0 && counts.max().double_value(&[]) < 345.0);
+        // 262 draws for each row, deviation 16; of an odd K, which has one block, 210 and 14.5.
+        let one_block = draw(3, 0, 7, Sampling::PerSample, 0..30_000).all();
+        for (rows, fewest, most) in [(rows(1, 1), 180.0, 345.0), (one_block, 140.0, 290.0)] {
+            let counts = rows.flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
+            assert!(counts.min().double_value(&[]) > fewest && counts.max().double_value(&[]) < most);
+        }
         assert!(rows(1, 1).equal(&rows(1, 1)));
-        assert!(!rows(1, 1).equal(&rows(1, 2)));
-        assert!(!rows(1, 1).equal(&rows(2, 1)));
-    }
-
-    #[test]
-    fn rows_of_one_block_are_equally_likely() {
-        // An odd K has one block: 1000 rows, 7 * 30,000 draws, 210 each, deviation 14.5.
-        let rows = draw(3, 0, 7, Sampling::PerSample, 0..30_000).all();
-        let counts = rows.flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
-        assert!(counts.min().double_value(&[]) > 140.0 && counts.max().double_value(&[]) < 290.0);
+        assert!(!rows(1, 1).equal(&rows(1, 2)) && !rows(1, 1).equal(&rows(2, 1)));
     }
 
     #[test]
@@ -295,8 +277,8 @@ mod tests {
 
     #[test]
     fn tensor_operations_draw_the_same_numbers_as_the_host() {
-        let draw = Draw { seed: 5, step: 9, count: 96, sampling: Sampling::PerSample };
-        let negatives = Negatives::draw(draw, [2, 3, 9, 5, 40], MANY_INSTANCES);
+        let config = TrainConfig { seed: 5, negatives: 96, ..TrainConfig::default() };
+        let negatives = Negatives::draw(&config, 9, [2, 3, 9, 5, 40], MANY_INSTANCES);
         let Source::Drawn(drawn) = &negatives.source else { panic!("drawn") };
         assert!(drawn.blocks.count() > 1);
         let uploaded = drawn.upload(Device::Cpu);

@@ -6,7 +6,6 @@
 use tch::{Kind, Tensor};
 
 use super::candidates::{Candidates, Tile, for_each_tile};
-use super::log_z::LogZSum;
 use super::{Evaluation, Queries};
 use crate::bank::BankShard;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
@@ -20,7 +19,7 @@ const LOWEST_TEMPERATURE: f64 = 0.03;
 
 /// Sums over a part of the rows; those over disjoint parts merge.
 #[derive(Debug)]
-pub struct Partial {
+pub(super) struct Partial {
     own: Positives,
     candidates: Sum,
     partition: Option<LogZSum>,
@@ -29,7 +28,7 @@ pub struct Partial {
 }
 
 #[derive(Debug)]
-enum Sum {
+pub(super) enum Sum {
     /// Of `softmax` and `infonce`.
     Exponentials(LogSum),
     /// Of `nce`.
@@ -37,46 +36,33 @@ enum Sum {
 }
 
 impl Partial {
-    /// The sums of a softmax over own row and candidates.
-    pub(super) fn softmax(
+    /// The sums over the candidates in a part of the bank, from `sum` and `partition` over nothing.
+    pub(super) fn of(
         queries: Queries<'_>,
         temperature: Temperature,
         part: &BankShard,
         candidates: Candidates<'_>,
+        mut sum: Sum,
+        mut partition: Option<LogZSum>,
     ) -> Self {
-        let mut sum = LogSum::empty(queries.features, temperature);
-        for_each_tile(queries, temperature, part, candidates, |tile| sum.add(tile));
-        let own = Positives::of(queries, temperature, part);
-        let instances = part.instances();
-        Self { own, candidates: Sum::Exponentials(sum), partition: None, instances, temperature }
-    }
-
-    /// The sums of noise-contrastive estimation.
-    pub(super) fn nce(
-        queries: Queries<'_>,
-        temperature: Temperature,
-        part: &BankShard,
-        candidates: Candidates<'_>,
-        (noise, estimate_partition): (Noise, bool),
-    ) -> Self {
-        let mut sum = NoiseSum::empty(queries.features, noise);
-        let mut partition = estimate_partition.then(LogZSum::empty);
         for_each_tile(queries, temperature, part, candidates, |tile| {
-            sum.add(&tile);
             if let Some(partition) = &mut partition {
-                partition.add(&tile);
+                partition.add(&tile.logits);
+            }
+            match &mut sum {
+                Sum::Exponentials(sum) => sum.add(tile),
+                Sum::Noise(sum) => sum.add(&tile),
             }
         });
         let own = Positives::of(queries, temperature, part);
-        let instances = part.instances();
-        Self { own, candidates: Sum::Noise(sum), partition, instances, temperature }
+        Self { own, candidates: sum, partition, instances: part.instances(), temperature }
     }
 
     /// Adds the sums over a disjoint part, for the same batch.
     ///
     /// # Panics
     /// If the other is of another objective.
-    pub fn merge(&mut self, other: Self) {
+    pub(super) fn merge(&mut self, other: Self) {
         self.own.merge(&other.own);
         match (&mut self.candidates, other.candidates) {
             (Sum::Exponentials(own), Sum::Exponentials(other)) => own.merge(other),
@@ -118,10 +104,7 @@ impl Partial {
     }
 
     /// Makes it the sums over the rows of all owners, the same ones at each of them.
-    ///
-    /// # Errors
-    /// If a collective fails.
-    pub fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
+    pub(super) fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
         if owners.world() == 1 {
             return Ok(());
         }
@@ -191,7 +174,7 @@ impl Positives {
 /// # Source
 /// Milakov and Gimelshein 2018 (online softmax); the weighted rows as in Rabe and Staats 2021.
 #[derive(Debug)]
-struct LogSum {
+pub(super) struct LogSum {
     /// `[batch, 1]` f32: the largest logit so far; 0 where it is not needed.
     maximum: Tensor,
     /// Whether a maximum is needed.
@@ -204,7 +187,7 @@ struct LogSum {
 
 impl LogSum {
     /// The sums over nothing, for queries with these features.
-    fn empty(features: &Tensor, temperature: Temperature) -> Self {
+    pub(super) fn empty(features: &Tensor, temperature: Temperature) -> Self {
         let (batch, device) = (features.size()[0], features.device());
         let is_relative = temperature.get() < LOWEST_TEMPERATURE;
         let lowest = if is_relative { LOWEST } else { 0.0 };
@@ -278,7 +261,7 @@ pub(super) struct Noise {
 
 /// `sum_j softplus(u_j)` and `sum_j sigmoid(u_j) row_j` for each query, with `u = logit - offset`.
 #[derive(Debug)]
-struct NoiseSum {
+pub(super) struct NoiseSum {
     noise: Noise,
     /// `[batch]` f64.
     loss: Tensor,
@@ -288,7 +271,7 @@ struct NoiseSum {
 
 impl NoiseSum {
     /// The sums over nothing, for queries with these features.
-    fn empty(features: &Tensor, noise: Noise) -> Self {
+    pub(super) fn empty(features: &Tensor, noise: Noise) -> Self {
         let loss = Tensor::zeros([features.size()[0]], (Kind::Double, features.device()));
         Self { noise, loss, weighted: features.zeros_like() }
     }
@@ -314,6 +297,75 @@ impl NoiseSum {
     fn sum_over(&mut self, own: &mut Positives, owners: &ProcessGroup) -> Result<(), DistributedError> {
         self.weighted = own.sum_with(&self.weighted, owners)?;
         owners.all_reduce(&self.loss, Reduce::Sum)
+    }
+}
+
+/// The terms of an estimate of Z: exponentials of logits, over queries and candidates alike.
+#[derive(Debug, Default)]
+pub(super) struct LogZSum {
+    /// f64 scalars: logarithms of sums of exponentials.
+    ln_sums: Vec<Tensor>,
+    /// f64 scalars: numbers of summands.
+    terms: Vec<Tensor>,
+}
+
+impl LogZSum {
+    /// Adds logits of any shape; minus infinity does not count as a term.
+    pub(super) fn add(&mut self, logits: &Tensor) {
+        let rows = if logits.dim() == 1 { logits.unsqueeze(0) } else { logits.shallow_clone() };
+        let each = rows.logsumexp([1_i64].as_slice(), false).to_kind(Kind::Double);
+        self.ln_sums.push(each.logsumexp([0_i64].as_slice(), false));
+        self.terms.push(rows.gt(f64::NEG_INFINITY).sum(Kind::Double));
+    }
+
+    /// Adds the terms of disjoint rows.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.ln_sums.extend(other.ln_sums);
+        self.terms.extend(other.terms);
+    }
+
+    /// The logarithm of the sum so far, a f64 scalar.
+    fn ln_sum(&self) -> Tensor {
+        Tensor::stack(&self.ln_sums, 0).logsumexp([0_i64].as_slice(), false)
+    }
+
+    /// How many terms it has, a f64 scalar.
+    fn terms(&self) -> Tensor {
+        Tensor::stack(&self.terms, 0).sum(Kind::Double)
+    }
+
+    /// `ln Ẑ` of `ema`, a f64 scalar, where the sum is over negatives alone: the positive is one row of `n`, the
+    /// negatives stand for the `n - 1` others.
+    ///
+    /// # Shape
+    /// `positives: [queries]`, logits
+    ///
+    /// # Source
+    /// Paper, equation 8, which estimates Z from rows drawn uniformly.
+    pub(super) fn ln_estimate_beside(&self, positives: &Tensor, instances: usize) -> Tensor {
+        let positives = positives.to_kind(Kind::Double);
+        let positive = positives.logsumexp([0_i64].as_slice(), false) - (positives.size()[0] as f64).ln();
+        // Where every negative is left out, their sum is nothing.
+        let others = (instances as f64 - 1.0).max(0.0).ln();
+        let negative = self.ln_sum() - self.terms().clamp_min(1.0).log() + others;
+        Tensor::stack(&[positive, negative], 0).logsumexp([0_i64].as_slice(), false)
+    }
+
+    /// `ln(n * mean)`, a f64 scalar: the reference's estimate, where the sum is over positives and negatives.
+    pub(super) fn ln_estimate(&self, instances: usize) -> Tensor {
+        self.ln_sum() - self.terms().log() + (instances as f64).ln()
+    }
+
+    /// Adds the terms of all other owners.
+    pub(super) fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
+        if owners.world() == 1 {
+            return Ok(());
+        }
+        let own = Tensor::stack(&[self.ln_sum(), self.terms()], 0).unsqueeze(0);
+        let all = owners.all_gather(&own)?;
+        self.ln_sums = all.select(1, 0).unbind(0);
+        self.terms = vec![all.select(1, 1).sum(Kind::Double)];
+        Ok(())
     }
 }
 

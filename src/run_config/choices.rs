@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
-use super::option::OptionValue;
+use super::option::{OptionValue, TextOrNumber};
 
 /// A name that an option accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,7 +201,7 @@ impl Architecture {
 
 /// The source of the constant Z of `nce`: `fixed`, `ema`, `delayed`, or a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "TextOrNumber", into = "TextOrNumber")]
+#[serde(try_from = "TextOrNumber<f64>", into = "TextOrNumber<f64>")]
 pub enum PartitionChoice {
     /// Estimated from the first batch and never again, as in the reference.
     #[default]
@@ -219,14 +219,6 @@ impl PartitionChoice {
     pub fn is_estimated(self) -> bool {
         matches!(self, Self::Ema | Self::Delayed)
     }
-}
-
-/// A value that a file holds as a string or as a number.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum TextOrNumber {
-    Text(String),
-    Number(f64),
 }
 
 impl FromStr for PartitionChoice {
@@ -258,10 +250,10 @@ impl fmt::Display for PartitionChoice {
     }
 }
 
-impl TryFrom<TextOrNumber> for PartitionChoice {
+impl TryFrom<TextOrNumber<f64>> for PartitionChoice {
     type Error = String;
 
-    fn try_from(value: TextOrNumber) -> Result<Self, String> {
+    fn try_from(value: TextOrNumber<f64>) -> Result<Self, String> {
         match value {
             TextOrNumber::Text(text) => text.parse(),
             TextOrNumber::Number(number) => number.to_string().parse(),
@@ -269,7 +261,7 @@ impl TryFrom<TextOrNumber> for PartitionChoice {
     }
 }
 
-impl From<PartitionChoice> for TextOrNumber {
+impl From<PartitionChoice> for TextOrNumber<f64> {
     fn from(choice: PartitionChoice) -> Self {
         match choice {
             PartitionChoice::Given(z) => Self::Number(z),

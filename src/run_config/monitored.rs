@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::option::{Arity, OptionValue};
+use super::option::{Arity, OptionValue, TextOrNumber};
 
 /// A labelled dataset that is scored while a run trains on another, as `DATASET[:TRAIN[:TEST]]`.
 ///
@@ -81,20 +81,12 @@ impl OptionValue for Vec<MonitoredDataset> {
 
 /// How often a run is monitored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "NumberOrText", into = "NumberOrText")]
+#[serde(try_from = "TextOrNumber<u64>", into = "TextOrNumber<u64>")]
 pub enum MonitorEvery {
     /// After this many epochs.
     Epochs(u64),
     /// After this many steps, as `5000steps`.
     Steps(u64),
-}
-
-/// A value that a file holds as a number or as a string.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum NumberOrText {
-    Number(u64),
-    Text(String),
 }
 
 impl MonitorEvery {
@@ -142,18 +134,18 @@ impl fmt::Display for MonitorEvery {
     }
 }
 
-impl TryFrom<NumberOrText> for MonitorEvery {
+impl TryFrom<TextOrNumber<u64>> for MonitorEvery {
     type Error = String;
 
-    fn try_from(value: NumberOrText) -> Result<Self, String> {
+    fn try_from(value: TextOrNumber<u64>) -> Result<Self, String> {
         match value {
-            NumberOrText::Number(epochs) => Ok(Self::Epochs(epochs)),
-            NumberOrText::Text(text) => text.parse(),
+            TextOrNumber::Number(epochs) => Ok(Self::Epochs(epochs)),
+            TextOrNumber::Text(text) => text.parse(),
         }
     }
 }
 
-impl From<MonitorEvery> for NumberOrText {
+impl From<MonitorEvery> for TextOrNumber<u64> {
     fn from(every: MonitorEvery) -> Self {
         match every {
             MonitorEvery::Epochs(epochs) => Self::Number(epochs),

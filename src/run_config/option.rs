@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
 use super::choices::Choice;
@@ -196,6 +196,14 @@ pub trait OptionValue: Serialize + DeserializeOwned {
     fn from_flag(text: &str) -> Result<toml::Value, String>;
 }
 
+/// A value that a file holds as a string or as a number.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum TextOrNumber<N> {
+    Text(String),
+    Number(N),
+}
+
 /// Reads a flag's value by its type.
 fn parse<T: FromStr<Err: fmt::Display> + Serialize>(text: &str) -> Result<toml::Value, String> {
     let value: T = text.parse().map_err(|error: T::Err| error.to_string())?;
@@ -203,9 +211,10 @@ fn parse<T: FromStr<Err: fmt::Display> + Serialize>(text: &str) -> Result<toml::
 }
 
 macro_rules! plain_values {
-    ($($type:ty: $name:literal),+ $(,)?) => {$(
+    ($($type:ty: $name:literal $($arity:ident)?),+ $(,)?) => {$(
         impl OptionValue for $type {
             const VALUE_NAME: &'static str = $name;
+            $(const ARITY: Arity = Arity::$arity;)?
 
             fn from_flag(text: &str) -> Result<toml::Value, String> {
                 parse::<Self>(text)
@@ -215,6 +224,7 @@ macro_rules! plain_values {
 }
 
 plain_values! {
+    bool: "" Switch,
     u32: "N",
     u64: "N",
     usize: "N",
@@ -226,15 +236,6 @@ plain_values! {
     super::PartitionChoice: "CHOICE",
     super::DeviceChoice: "DEVICE",
     super::MonitorEvery: "N|Nsteps",
-}
-
-impl OptionValue for bool {
-    const VALUE_NAME: &'static str = "";
-    const ARITY: Arity = Arity::Switch;
-
-    fn from_flag(text: &str) -> Result<toml::Value, String> {
-        parse::<Self>(text)
-    }
 }
 
 impl OptionValue for Vec<u64> {

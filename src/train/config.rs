@@ -1,41 +1,19 @@
-//! Encoder, bank, objective and loader of a run, from its configuration; and whether that fits the data.
+//! Encoder and loader of a run, from its configuration; and whether that fits the data.
 
 use std::sync::Arc;
 
 use super::TrainError;
 use super::graphs::Graphs;
 use crate::augment::Recipe;
-use crate::bank::BankOptions;
 use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
 use crate::ids::RankShare;
 use crate::loader::{Loader, LoaderError, LoaderOptions, Shuffle, Source, open_split, open_split_cached};
-use crate::model::{Compute, ComputeType, EncoderConfig, Normalisation, allow_tf32};
-use crate::objective::ObjectiveOptions;
+use crate::model::{EncoderConfig, Normalisation, allow_tf32};
 use crate::run_config::{ObjectiveKind, Precision, RecipeKind, ShuffleKind, TrainConfig};
 use crate::storage::{BlobCache, Location};
 
 impl TrainConfig {
-    /// The settings of the objective.
-    pub fn objective(&self) -> ObjectiveOptions {
-        ObjectiveOptions {
-            kind: self.objective,
-            temperature: self.temperature,
-            negatives: self.negatives,
-            sampling: self.negative_sampling,
-            exclude_positive: self.exclude_positive,
-            eps: self.eps,
-            partition: self.partition,
-            partition_decay: self.partition_decay,
-            proximal_weight: self.proximal_weight,
-        }
-    }
-
-    /// The settings of a bank of this many instances.
-    pub fn bank(&self, instances: usize) -> BankOptions {
-        BankOptions { instances, dim: self.dim, dtype: self.bank_dtype, init: self.bank_init }
-    }
-
     /// The settings of the encoder.
     pub fn encoder(&self) -> EncoderConfig {
         // As the reference does: 256 for 224, and no margin for small images.
@@ -121,16 +99,6 @@ impl TrainConfig {
         Loader::start(Arc::clone(source), recipe, options)
     }
 
-    /// The types and layout in which the network computes.
-    pub(super) fn compute(&self) -> Compute {
-        let kind = match self.precision {
-            Precision::F32 | Precision::Tf32 => ComputeType::F32,
-            Precision::Bf16 => ComputeType::Bf16,
-            Precision::F16 => ComputeType::F16,
-        };
-        Compute { kind, channels_last: self.channels_last }
-    }
-
     /// Sets libtorch's switches for f32 products.
     pub(super) fn set_precision(&self, device: tch::Device) {
         // In a 16-bit run the objective's products, which are f32, need be no more exact than the features.
@@ -180,9 +148,6 @@ impl TrainConfig {
     }
 
     /// Whether CUDA graphs fit the other options.
-    ///
-    /// # Errors
-    /// What does not fit.
     pub(super) fn check_graphs(&self, is_alone: bool, device: tch::Device) -> Result<(), TrainError> {
         let others = [
             (!is_alone, "ranks (--rank, torchrun, srun)"),
@@ -199,9 +164,6 @@ impl TrainConfig {
     }
 
     /// Whether there are enough images for this many ranks.
-    ///
-    /// # Errors
-    /// If there are not.
     pub(super) fn check_size(&self, instances: usize, ranks: usize) -> Result<(), TrainError> {
         let part = self.batch_size / self.accumulate;
         if ranks > 1 && (instances < ranks || part < 2 * ranks) {

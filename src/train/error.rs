@@ -104,14 +104,17 @@ pub enum TrainError {
     /// The operating system gives no thread to write checkpoints with.
     #[error("no thread can be started")]
     Threads(#[source] std::io::Error),
-    /// A part below failed.
-    #[error(transparent)]
-    Part(#[from] PartError),
-}
-
-/// A failure of one of the parts that training is made of.
-#[derive(Debug, thiserror::Error)]
-pub enum PartError {
+    /// The file of weights to begin with cannot be used.
+    #[error("--init {file}: {reason}")]
+    Init {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+        /// The cause.
+        #[source]
+        source: WeightsError,
+    },
     /// The dataset.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
@@ -127,17 +130,6 @@ pub enum PartError {
     /// The weights' file.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The file of weights to begin with cannot be used.
-    #[error("--init {file}: {reason}")]
-    Init {
-        /// The file.
-        file: String,
-        /// Why.
-        reason: String,
-        /// The cause.
-        #[source]
-        source: WeightsError,
-    },
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -159,27 +151,6 @@ impl From<InvalidConfig> for TrainError {
     }
 }
 
-macro_rules! from_parts {
-    ($($part:ty),*) => {
-        $(impl From<$part> for TrainError {
-            fn from(error: $part) -> Self {
-                Self::Part(error.into())
-            }
-        })*
-    };
-}
-
-from_parts!(
-    DatasetError,
-    LoaderError,
-    CheckpointError,
-    TableError,
-    WeightsError,
-    DeviceError,
-    StorageError,
-    DistributedError
-);
-
 /// What a run that is stopped says.
 fn stopped(step: u64) -> String {
     match step {
@@ -198,21 +169,6 @@ impl TrainError {
         Self::NotEncoded { whose, precision, advice }
     }
 
-    /// The kind of failure, for the exit code.
-    pub fn failure(&self) -> Failure {
-        match self {
-            Self::Config { .. } | Self::OtherConfig { .. } | Self::FewerEpochs { .. } => Failure::Config,
-            Self::OtherDataset { .. } => Failure::Data,
-            Self::NotEncoded { .. } => Failure::Config,
-            Self::NotFinite { .. } | Self::Poisoned { .. } | Self::Threads(_) => Failure::Other,
-            Self::OtherRank { failure, .. } => *failure,
-            Self::Stopped { .. } => Failure::Stopped,
-            Self::Part(part) => part.failure(),
-        }
-    }
-}
-
-impl PartError {
     /// The error of weights to begin with, which the network of this name cannot use.
     pub(super) fn of_init(file: &Location, arch: Architecture, source: WeightsError) -> Self {
         let reason = if source.is_of_another_model() {
@@ -223,14 +179,19 @@ impl PartError {
         Self::Init { file: file.to_string(), reason, source }
     }
 
-    fn failure(&self) -> Failure {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
         match self {
+            Self::Config { .. } | Self::OtherConfig { .. } | Self::FewerEpochs { .. } => Failure::Config,
+            Self::NotEncoded { .. } | Self::Device(_) => Failure::Config,
+            Self::OtherDataset { .. } | Self::Weights(_) | Self::Init { .. } => Failure::Data,
+            Self::NotFinite { .. } | Self::Poisoned { .. } | Self::Threads(_) => Failure::Other,
+            Self::OtherRank { failure, .. } => *failure,
+            Self::Stopped { .. } => Failure::Stopped,
             Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
             Self::Checkpoint(error) => error.failure(),
             Self::Table(error) => error.failure(),
-            Self::Weights(_) | Self::Init { .. } => Failure::Data,
-            Self::Device(_) => Failure::Config,
             Self::Storage(error) => error.failure(),
             Self::Distributed(error) => error.failure(),
         }

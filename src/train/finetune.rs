@@ -97,7 +97,7 @@ pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
 /// # Errors
 /// See [`TrainError`]; the checkpoints published so far remain.
 pub fn finetune(job: &FinetuneJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
-    Opened::of_labels(job, stop)?.begin(hooks)?.run(hooks, stop)
+    Opened::of_labels(job, stop)?.begin(hooks, stop)?.run()
 }
 
 impl Opened<Tuner> {
@@ -114,10 +114,7 @@ impl Opened<Tuner> {
             Some(checkpoint) => tuner.restore(checkpoint, &data),
             None => begin(job, &mut tuner, source.as_ref(), &from),
         };
-        if let Err(error) = &begun {
-            tell(&group, error);
-        }
-        begun?;
+        begun.inspect_err(|error| tell(&group, error))?;
         Self { run: run.clone(), group, learner: tuner, source, data, device, start }.checked()
     }
 }
@@ -158,8 +155,7 @@ impl Labelled {
         config.check_size(source.len(), job.train.rendezvous.world())?;
         let data = DataIdentity::of(&job.train, &manifest, source.as_ref())?;
         let from = Checkpoint::open(&job.from)?;
-        let weights =
-            from.manifest().files.iter().find(|entry| entry.name == MODEL).map(|entry| entry.digest);
+        let weights = from.entry(MODEL).map(|entry| entry.digest);
         let labels = LabelRecord {
             options: job.labels,
             subset: SubsetRecord::new(source.ids(), source.labels()),
@@ -203,9 +199,6 @@ struct Tuner {
 
 impl Tuner {
     /// The state before the first step, with random weights.
-    ///
-    /// # Errors
-    /// If a collective fails.
     fn over(
         group: Rc<ProcessGroup>,
         config: TrainConfig,
@@ -214,7 +207,7 @@ impl Tuner {
         device: tch::Device,
     ) -> Result<Self, TrainError> {
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
-        encoder.set_compute(config.compute());
+        encoder.set_compute(config.precision, config.channels_last);
         let failed = share_statistics(&mut encoder, &group, &config);
         let optimizer = Optimizer::new(encoder.parameters(), &config);
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
@@ -224,9 +217,6 @@ impl Tuner {
     }
 
     /// Takes the backbone's weights from a model whose last layer was something else.
-    ///
-    /// # Errors
-    /// If they are not of this architecture.
     fn begin_with(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
         // Also where the embedding happens to be as long as there are classes.
         let projection = self.encoder.weights();
@@ -278,7 +268,14 @@ impl Learner for Tuner {
             );
             let asked = here.of_any(&self.group)?;
             let step = advance(self.steps_per_epoch(), &mut self.cursor);
-            return Ok(Some(StepOutcome { skipped: true, step, asked, ..StepOutcome::before(lr, images) }));
+            return Ok(Some(StepOutcome {
+                skipped: true,
+                step,
+                images,
+                lr,
+                asked,
+                ..StepOutcome::default()
+            }));
         }
         self.optimizer.drop_gradients();
         let image = 3 * (self.config.image_size as usize).pow(2);
@@ -322,10 +319,12 @@ impl Learner for Tuner {
         self.optimizer.step(lr, divisor.as_ref());
         Ok(Some(StepOutcome {
             step: advance(self.steps_per_epoch(), &mut self.cursor),
+            images,
             loss,
             gradient_norm,
+            lr,
             asked: Requests::from_sums(stop, save),
-            ..StepOutcome::before(lr, images)
+            ..StepOutcome::default()
         }))
     }
 

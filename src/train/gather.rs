@@ -17,9 +17,6 @@ use crate::objective::Negatives;
 use crate::run_config::{OnCorrupt, TrainConfig};
 
 /// Of each flag, whether it is set in any process.
-///
-/// # Errors
-/// If a collective fails.
 pub(super) fn any<const N: usize>(
     group: &ProcessGroup,
     here: [bool; N],
@@ -38,9 +35,6 @@ pub(super) struct Requests {
 
 impl Requests {
     /// What any of the processes asks.
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(super) fn of_any(self, group: &ProcessGroup) -> Result<Self, DistributedError> {
         let [stop, save] = any(group, [self.stop, self.save])?;
         Ok(Self { stop, save })
@@ -58,9 +52,6 @@ impl Requests {
 }
 
 /// The global batch without the images that a loader left out.
-///
-/// # Errors
-/// If a collective fails.
 pub(super) fn present(
     group: &ProcessGroup,
     batch: &Batch,
@@ -172,9 +163,6 @@ impl MicroBatch {
     ///
     /// # Shape
     /// `own: [own, dim]` -> `[queries, dim]`
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(super) fn gather(
         &self,
         group: &ProcessGroup,

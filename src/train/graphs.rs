@@ -95,9 +95,6 @@ impl Graphs {
     }
 
     /// The number of a CUDA device.
-    ///
-    /// # Errors
-    /// If the device is another.
     pub(super) fn device_number(device: Device) -> Result<usize, TrainError> {
         let Device::Cuda(number) = device else {
             let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give \
@@ -113,9 +110,6 @@ impl Graphs {
     }
 
     /// The graphs for a batch of this many images, which are to pass now; nothing where they pass without a graph.
-    ///
-    /// # Errors
-    /// If the passes cannot be recorded.
     pub(super) fn of_batch(
         &mut self,
         encoder: &Rc<Encoder>,

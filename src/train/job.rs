@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::checkpoint::DataIdentity;
 use super::checkpoint::resume::compatible_state;
 use super::{StopFlag, TrainError};
-use crate::checkpoint::{finished_step, newest_whole};
+use crate::checkpoint::{Checkpoint, finished_step, newest_that};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
 use crate::failure::chain;
@@ -49,16 +49,14 @@ impl TrainJob {
         if self.config.cuda_graphs {
             self.config.check_graphs(self.rendezvous.is_alone(), self.device()?.device)?;
         }
-        let Some((newest, _)) = newest_whole(&self.run)? else { return Ok(None) };
+        let with_state = |checkpoint: Checkpoint| checkpoint.state().map(|_| checkpoint);
+        let (Some(newest), _) = newest_that(&self.run, with_state)? else { return Ok(None) };
         let state = compatible_state(&newest, &self.config, &data, |_| None)?;
         check_epochs(&self.run, state.cursor.epoch, self.config.epochs)?;
         Ok(Some(state.cursor.step))
     }
 
     /// Opens what is trained on, and checks that the configuration fits it.
-    ///
-    /// # Errors
-    /// If it does not, or the dataset cannot be read.
     pub(super) fn open(&self) -> Result<(Arc<dyn Source>, DataIdentity), TrainError> {
         let config = &self.config;
         config.validate()?;
@@ -71,9 +69,6 @@ impl TrainJob {
     }
 
     /// The device of this process.
-    ///
-    /// # Errors
-    /// If the device does not exist.
     pub(super) fn device(&self) -> Result<SelectedDevice, TrainError> {
         let Self { config, rendezvous, .. } = self;
         Ok(select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?)

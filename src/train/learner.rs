@@ -53,9 +53,6 @@ pub(super) trait Learner {
     }
 
     /// Statistics of its bank.
-    ///
-    /// # Errors
-    /// If a collective fails.
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
         Ok(None)
     }
@@ -71,7 +68,7 @@ pub(super) struct Learned<'a> {
 }
 
 /// What a step measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct StepOutcome {
     /// Steps done with it.
     pub step: u64,
@@ -114,25 +111,6 @@ impl ProbeSums {
         self.hits += more.hits;
         self.images += more.images;
         self.time += more.time;
-    }
-}
-
-impl StepOutcome {
-    /// What is known of a step before its numbers are read.
-    pub(super) fn before(lr: f64, images: usize) -> Self {
-        Self {
-            step: 0,
-            images,
-            loss: 0.0,
-            gradient_norm: 0.0,
-            lr,
-            row_cosine: 1.0,
-            alignment: 0.0,
-            ln_partition: None,
-            probe: None,
-            skipped: false,
-            asked: Requests::default(),
-        }
     }
 }
 

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-pub use error::{PartError, TrainError};
+pub use error::TrainError;
 pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
@@ -87,7 +87,7 @@ pub enum Outcome {
 /// # Errors
 /// See [`TrainError`]; the checkpoints published so far remain.
 pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
-    Opened::of(job, hooks.progress(), stop)?.begin(hooks)?.run(hooks, stop)
+    Opened::of(job, hooks.progress(), stop)?.begin(hooks, stop)?.run()
 }
 
 /// A run before its next step.
@@ -126,10 +126,7 @@ impl Opened<Trainer> {
             Some(checkpoint) => trainer.restore(checkpoint, &data),
             None => begin(job, &group, &mut trainer, &source, progress, stop),
         };
-        if let Err(error) = &begun {
-            tell(&group, error);
-        }
-        begun?;
+        begun.inspect_err(|error| tell(&group, error))?;
         Self { run: job.run.clone(), group, learner: trainer, source, data, device, start }.checked()
     }
 }
@@ -192,7 +189,7 @@ impl<L: Learner> Opened<L> {
     ///
     /// # Errors
     /// If data, metrics or store cannot be used.
-    fn begin(self, hooks: &mut dyn Hooks) -> Result<Session<L>, TrainError> {
+    fn begin<'a>(self, hooks: &'a mut dyn Hooks, stop: &'a StopFlag) -> Result<Session<'a, L>, TrainError> {
         let Self { run, group, learner, source, data, device, start: Start { lock, found } } = self;
         let Learned { config, encoder, cursor, .. } = learner.learned();
         let steps = config.loader().steps(source.len());
@@ -233,6 +230,8 @@ impl<L: Learner> Opened<L> {
             metrics,
             lock: lock.map(Arc::new),
             divergence,
+            hooks,
+            stop,
             monitor_cost: MonitorCost::since(now),
         };
         if found.is_none() {
@@ -243,7 +242,7 @@ impl<L: Learner> Opened<L> {
 }
 
 /// A run that is under way: a training, or a fine-tuning.
-struct Session<L> {
+struct Session<'a, L> {
     run: Location,
     data: Arc<DataIdentity>,
     /// Before the group, which it needs to end well.
@@ -266,19 +265,15 @@ struct Session<L> {
     lock: Option<Arc<Lock>>,
     divergence: Divergence,
     monitor_cost: MonitorCost,
+    hooks: &'a mut dyn Hooks,
+    stop: &'a StopFlag,
 }
 
-impl<L: Learner> Session<L> {
+impl<L: Learner> Session<'_, L> {
     /// Trains to the end of the last epoch, unless that is done.
-    ///
-    /// # Errors
-    /// See [`TrainError`]; the checkpoints published so far remain.
-    fn run(mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
+    fn run(mut self) -> Result<Outcome, TrainError> {
         if self.is_done() {
-            let caught_up = self.catch_up_at_the_end(hooks, stop);
-            if let Err(error) = &caught_up {
-                self.failed(error);
-            }
+            let caught_up = self.catch_up_at_the_end().inspect_err(|error| self.failed(error));
             self.group.leave();
             caught_up?;
             self.mark_finished()?;
@@ -293,10 +288,8 @@ impl<L: Learner> Session<L> {
             }
             unmark_finished(&self.run)?;
         }
-        let trained = self.catch_up(hooks, stop).and_then(|()| self.epochs(hooks, stop));
-        if let Err(error) = &trained {
-            self.failed(error);
-        }
+        let trained = self.catch_up().and_then(|()| self.epochs());
+        let trained = trained.inspect_err(|error| self.failed(error));
         if matches!(trained, Ok(()) | Err(TrainError::Stopped { .. })) {
             self.group.leave();
         }
@@ -346,45 +339,45 @@ impl<L: Learner> Session<L> {
     }
 
     /// What a run that was stopped after its last step still lacks: that step's scores.
-    fn catch_up_at_the_end(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+    fn catch_up_at_the_end(&mut self) -> Result<(), TrainError> {
         let [is_finished] = any(&self.group, [self.group.is_first() && finished_step(&self.run)?.is_some()])?;
         if is_finished {
             return Ok(());
         }
-        self.catch_up(hooks, stop)?;
+        self.catch_up()?;
         if let Some(metrics) = &self.metrics {
             metrics.files().publish()?;
         }
-        let stops = self.decide(stop.load(Ordering::Relaxed), false)?.stop;
+        let stops = self.decide(false)?.stop;
         if stops { Err(TrainError::Stopped { step: self.cursor().step }) } else { Ok(()) }
     }
 
     /// Trains to the end of the last epoch.
-    fn epochs(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+    fn epochs(&mut self) -> Result<(), TrainError> {
         while !self.is_done() {
-            self.epoch(hooks, stop)?;
+            self.epoch()?;
         }
         self.writer.finish()
     }
 
     /// Trains to the end of the epoch that is under way.
-    fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+    fn epoch(&mut self) -> Result<(), TrainError> {
         let (every, epoch) = (self.config().log_every_steps, self.cursor().epoch);
         let mut meters = Meters::start(epoch, self.loader.waited());
         let before = self.loader.stats();
         while self.cursor().epoch == epoch {
             // One of several processes goes on until all have agreed to stop.
-            let gives_up = if self.group.world() == 1 { stop } else { &StopFlag::new(false) };
+            let gives_up = if self.group.world() == 1 { self.stop } else { &StopFlag::new(false) };
             // Stopped while it waited for data, or the loader ended without a word.
             let batch = self.loader.next_of(epoch, gives_up).transpose()?;
-            if batch.is_none() && !stop.load(Ordering::Relaxed) {
+            if batch.is_none() && !self.is_told_to_stop() {
                 return Err(LoaderError::Stopped.into());
             }
-            let here = self.requests(stop);
+            let here = self.requests();
             let decided = self.decided(here);
             if decided.stop || decided.save || batch.is_none() {
                 let outcome = self.learner.finish()?;
-                self.measured(outcome, &mut meters, hooks);
+                self.measured(outcome, &mut meters);
                 self.asked = Requests::default();
             }
             let Some(batch) = batch.filter(|_| !decided.stop) else {
@@ -397,23 +390,23 @@ impl<L: Learner> Session<L> {
             }
             let outcome = self.learner.step(&batch, here)?;
             self.loader.give_back(batch);
-            self.measured(outcome, &mut meters, hooks);
+            self.measured(outcome, &mut meters);
             let step = self.cursor().step;
             let is_logged = every > 0 && step.is_multiple_of(every);
             let is_evaluated = self.cursor().epoch == epoch && self.is_monitored();
             if is_logged || is_evaluated || self.cursor().epoch != epoch {
                 let outcome = self.learner.finish()?;
-                self.measured(outcome, &mut meters, hooks);
+                self.measured(outcome, &mut meters);
             }
             if is_logged {
                 let line = meters.interval.line(Scope::Interval, step, epoch);
-                self.push(&line, hooks);
-                (meters.interval, meters.waited_before) = (Meter::start(), self.loader.waited());
+                self.push(&line);
+                meters.interval = Meter::start(self.loader.waited());
                 self.show()?;
             }
             if is_evaluated {
                 let began = Instant::now();
-                self.evaluate_alone(false, hooks, stop)?;
+                self.evaluate_alone(false)?;
                 meters.paused(began.elapsed());
             }
             self.writer.check()?;
@@ -427,28 +420,22 @@ impl<L: Learner> Session<L> {
         if self.config().stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));
         }
-        self.end_epoch(meters.epoch, epoch, hooks, stop)
+        self.end_epoch(meters.epoch, epoch)
     }
 
     /// Takes note of what a step measured.
-    fn measured(&mut self, outcome: Option<StepOutcome>, meters: &mut Meters, hooks: &mut dyn Hooks) {
+    fn measured(&mut self, outcome: Option<StepOutcome>, meters: &mut Meters) {
         let Some(outcome) = outcome else { return };
         self.asked.stop |= outcome.asked.stop;
         self.asked.save |= outcome.asked.save;
         let waited = self.loader.waited();
-        meters.epoch.add(outcome, waited.saturating_sub(meters.waited));
-        meters.interval.add(outcome, waited.saturating_sub(meters.waited_before));
-        hooks.stepped(&meters.epoch.report(outcome.step, meters.number));
+        meters.epoch.add(outcome, waited);
+        meters.interval.add(outcome, waited);
+        self.hooks.stepped(&meters.epoch.report(outcome.step, meters.number));
     }
 
     /// Saves, then evaluates: what the monitor meets costs no steps.
-    fn end_epoch(
-        &mut self,
-        mut meter: Meter,
-        epoch: u64,
-        hooks: &mut dyn Hooks,
-        stop: &StopFlag,
-    ) -> Result<(), TrainError> {
+    fn end_epoch(&mut self, mut meter: Meter, epoch: u64) -> Result<(), TrainError> {
         let config = self.config();
         let done = self.cursor().epoch;
         let is_last = done == config.epochs;
@@ -456,7 +443,7 @@ impl<L: Learner> Session<L> {
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
         let is_due =
             is_last || falls_on(config.checkpoint_every_epochs.max(1)) || falls_on(config.keep_every_epochs);
-        let decided = self.decide(stop.load(Ordering::Relaxed), is_due)?;
+        let decided = self.decide(is_due)?;
         if decided.save || decided.stop {
             let stall = self.save()?;
             meter.stalled(stall);
@@ -464,10 +451,10 @@ impl<L: Learner> Session<L> {
         // Before the evaluation: its time is not that of the steps.
         let mut line = meter.line(Scope::Epoch, self.cursor().step, epoch);
         if evaluates && !decided.stop {
-            line.monitor = self.evaluate(is_last, hooks, stop)?;
+            line.monitor = self.evaluate(is_last)?;
         }
         line.bank = self.learner.bank_health()?;
-        self.push(&line, hooks);
+        self.push(&line);
         let grown = self.learner.chance_loss().and_then(|chance| self.divergence.look(line.loss, chance));
         if let Some(warning) = grown.filter(|_| self.group.is_first()) {
             tracing::warn!("{warning}");
@@ -476,22 +463,22 @@ impl<L: Learner> Session<L> {
             metrics.files().publish()?;
         }
         self.shown = Instant::now();
-        let stop = decided.stop || self.decide(stop.load(Ordering::Relaxed), false)?.stop;
+        let stop = decided.stop || self.decide(false)?.stop;
         if stop { self.stopped() } else { Ok(()) }
     }
 
-    fn push(&mut self, line: &MetricsLine, hooks: &mut dyn Hooks) {
+    fn push(&mut self, line: &MetricsLine) {
         if let Some(metrics) = &mut self.metrics {
             metrics.push(line);
         }
-        hooks.measured(line);
+        self.hooks.measured(line);
     }
 
     /// What this process asks of all: to stop where it was told to, and to save where rank 0's clock says so.
-    fn requests(&self, stop: &StopFlag) -> Requests {
+    fn requests(&self) -> Requests {
         let minutes = self.config().checkpoint_every_minutes;
         let is_late = minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0;
-        Requests { stop: stop.load(Ordering::Relaxed), save: self.group.is_first() && is_late }
+        Requests { stop: self.is_told_to_stop(), save: self.group.is_first() && is_late }
     }
 
     /// What all processes do before the next step: what any asked with a step that was read, and what all know by
@@ -504,8 +491,13 @@ impl<L: Learner> Session<L> {
     }
 
     /// What all processes do at the end of an epoch.
-    fn decide(&self, stop: bool, save: bool) -> Result<Requests, TrainError> {
-        Ok(Requests { stop, save: save && self.group.is_first() }.of_any(&self.group)?)
+    fn decide(&self, save: bool) -> Result<Requests, TrainError> {
+        let here = Requests { stop: self.is_told_to_stop(), save: save && self.group.is_first() };
+        Ok(here.of_any(&self.group)?)
+    }
+
+    fn is_told_to_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Saves what is not saved yet and ends.
@@ -549,7 +541,7 @@ impl<L: Learner> Session<L> {
 fn tell(group: &ProcessGroup, error: &TrainError) {
     match error {
         TrainError::Stopped { .. } => group.leave(),
-        TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_)) => {}
+        TrainError::OtherRank { .. } | TrainError::Distributed(_) => {}
         error => group.fail(error.failure()),
     }
 }

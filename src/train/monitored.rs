@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 use super::gather::any;
 use super::learner::{Learned, Learner};
 use super::metrics::Meter;
-use super::{Evaluation, Hooks, MetricsLine, Scope, Session, StopFlag, TrainError};
+use super::{Evaluation, MetricsLine, Scope, Session, TrainError};
 use crate::checkpoint::Cursor;
 use crate::distributed::{DistributedError, ProcessGroup};
 
 /// Numbers by their names in the metrics.
 pub(super) type Scores = serde_json::Map<String, serde_json::Value>;
 
-impl<L: Learner> Session<L> {
+impl<L: Learner> Session<'_, L> {
     /// Evaluates the encoder before its first step, which later epochs are held against, and after a resume where the
     /// run was stopped before its step was evaluated, also after its last.
-    pub(super) fn catch_up(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+    pub(super) fn catch_up(&mut self) -> Result<(), TrainError> {
         let step = self.cursor().step;
         let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
         let [is_evaluated] = any(&self.group, [has_scores])?;
         let is_last = self.is_done() && !self.config().no_monitor;
         if (self.is_monitored() || is_last) && !is_evaluated && self.learner.bank().is_some() {
-            self.evaluate_alone(is_last, hooks, stop)?;
+            self.evaluate_alone(is_last)?;
         }
         Ok(())
     }
@@ -35,35 +35,25 @@ impl<L: Learner> Session<L> {
     }
 
     /// Evaluates where no epoch ends: the scores have their own line.
-    pub(super) fn evaluate_alone(
-        &mut self,
-        is_last: bool,
-        hooks: &mut dyn Hooks,
-        stop: &StopFlag,
-    ) -> Result<(), TrainError> {
-        let monitor = self.evaluate(is_last, hooks, stop)?;
+    pub(super) fn evaluate_alone(&mut self, is_last: bool) -> Result<(), TrainError> {
+        let monitor = self.evaluate(is_last)?;
         if !monitor.is_empty() {
             let Cursor { step, epoch, .. } = self.cursor();
             let scope = if step == 0 { Scope::Start } else { Scope::Monitor };
-            let line = MetricsLine { monitor, ..Meter::start().line(scope, step, epoch) };
-            self.push(&line, hooks);
+            let line = MetricsLine { monitor, ..Meter::line_of_nothing(scope, step, epoch) };
+            self.push(&line);
         }
         Ok(())
     }
 
     /// What the hooks measure; nothing where they fail, which costs no steps, or where it would cost too much time.
-    pub(super) fn evaluate(
-        &mut self,
-        is_last: bool,
-        hooks: &mut dyn Hooks,
-        stop: &StopFlag,
-    ) -> Result<Scores, TrainError> {
+    pub(super) fn evaluate(&mut self, is_last: bool) -> Result<Scores, TrainError> {
         let (share, step) = (self.config().monitor_share, self.cursor().step);
         if !is_last && !self.monitor_cost.allows(share, step, &self.group)? {
             return Ok(Scores::new());
         }
         let began = Instant::now();
-        let mut scores = self.scores(hooks, stop)?;
+        let mut scores = self.scores()?;
         let seconds = self.monitor_cost.add(began.elapsed());
         if !scores.is_empty() {
             scores.insert("monitor_seconds".to_owned(), seconds.into());
@@ -71,11 +61,13 @@ impl<L: Learner> Session<L> {
         Ok(scores)
     }
 
-    fn scores(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Scores, TrainError> {
+    fn scores(&mut self) -> Result<Scores, TrainError> {
         let Learned { encoder, cursor, .. } = self.learner.learned();
         let (bank, probe, group) = (self.learner.bank(), self.learner.probe(), self.group.as_ref());
         group.broadcast(&encoder.statistics(), 0)?;
-        let evaluated = hooks.evaluate(Evaluation { encoder, bank, probe, group, step: cursor.step, stop });
+        let stop = self.stop;
+        let evaluated =
+            self.hooks.evaluate(Evaluation { encoder, bank, probe, group, step: cursor.step, stop });
         Ok(evaluated.unwrap_or_else(|error| {
             if !stop.load(Ordering::Relaxed) {
                 tracing::warn!(
@@ -112,9 +104,6 @@ impl MonitorCost {
     /// Whether one more evaluation, as long as the last, keeps their share of the time within `most`, where
     /// that is not 0. Time differs between processes: rank 0's counts for all. Where it does not, that is
     /// said.
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(super) fn allows(
         &self,
         most: f64,

@@ -22,7 +22,7 @@ use super::learner::{Learned, Learner, ProbeSums, StepOutcome, advance};
 use super::metrics::bank_health::BankHealth;
 use super::optim::{LossScale, Optimizer, learning_rate};
 use super::probe::Probe;
-use super::{PartError, StopFlag, TrainError};
+use super::{StopFlag, TrainError};
 use crate::bank::MemoryBank;
 use crate::checkpoint::{Checkpoint, Cursor, PROBE, STATE, TrainState};
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce};
@@ -30,7 +30,7 @@ use crate::ids::{BankRow, ClassId, RankShare};
 use crate::loader::{Batch, GlobalBatch, LoaderOptions, Source, evaluation_epoch};
 use crate::model::libtorch::{PendingRead, upload_indices};
 use crate::model::{Encoder, NamedTensors};
-use crate::objective::{Draw, LogZ, Negatives, Objective, Queries};
+use crate::objective::{Negatives, Objective, Queries};
 use crate::progress::Progress;
 use crate::run_config::{OnNonFinite, Precision, TrainConfig};
 use crate::storage::Location;
@@ -117,17 +117,7 @@ struct Passes {
 }
 
 impl Trainer {
-    /// The state before the first step, in one process.
-    #[cfg(test)]
-    pub(super) fn new(config: TrainConfig, instances: usize, device: tch::Device) -> Self {
-        let alone = Rc::new(ProcessGroup::alone());
-        Self::over(alone, config, instances, device).expect("one process waits for nobody")
-    }
-
     /// The state before the first step, in one of several processes.
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(super) fn over(
         group: Rc<ProcessGroup>,
         config: TrainConfig,
@@ -139,14 +129,14 @@ impl Trainer {
         // The fastest convolutions for the shapes of a run, which stay the same, found by trying them.
         tch::Cuda::cudnn_set_benchmark(device.is_cuda());
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
-        encoder.set_compute(config.compute());
+        encoder.set_compute(config.precision, config.channels_last);
         let failed = share_statistics(&mut encoder, &group, &config);
         let optimizer = Optimizer::new(encoder.parameters(), &config);
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
         let reducer = GradientReducer::new(&group, &parameters)?;
         let owned = RankShare { rank: group.rank(), ranks: group.world() }.of(instances);
-        let bank = MemoryBank::initial_rows(config.bank(instances), owned, config.seed, device);
-        let objective = Objective::new(config.objective(), LogZ::Unset);
+        let bank = MemoryBank::initial(&config, instances, owned, device);
+        let objective = Objective::new(&config, None);
         let loss_scale = (config.precision == Precision::F16).then(LossScale::default);
         let cursor = Cursor::default();
         Ok(Self {
@@ -179,12 +169,12 @@ impl Trainer {
 
     /// Steps of an epoch.
     fn steps_per_epoch(&self) -> u64 {
-        self.config.loader().steps(self.bank.instances())
+        self.config.loader().steps(self.bank.shard().instances())
     }
 
     /// Puts the weights of a file in place of the initial ones.
     pub(super) fn begin_with(&mut self, file: &Location) -> Result<(), TrainError> {
-        let wrong = |source| PartError::of_init(file, self.config.arch, source);
+        let wrong = |source| TrainError::of_init(file, self.config.arch, source);
         let weights =
             NamedTensors::from_bytes(&file.read()?).and_then(NamedTensors::in_range).map_err(wrong)?;
         let whole =
@@ -209,10 +199,9 @@ impl Trainer {
                 tracing::info!("probe: the run had none until step {}; it begins here", state.cursor.step);
             }
         }
-        let bank = load_bank(from, data, self.bank.range(), self.encoder.device())?;
+        let bank = load_bank(from, data, self.bank.shard().range(), self.encoder.device())?;
         self.bank = bank.with_dtype(self.config.bank_dtype);
-        let partition = state.ln_partition.map_or(LogZ::Unset, |ln_z| LogZ::Set { ln_z });
-        self.objective = Objective::new(self.config.objective(), partition);
+        self.objective = Objective::new(&self.config, state.ln_partition);
         self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| from.damaged(STATE))?;
         self.skipped = state.skipped_steps;
         self.cursor = state.cursor;
@@ -250,7 +239,7 @@ impl Trainer {
             }
             // Of a short batch a process may have nothing.
             let features = if batch.ids.is_empty() {
-                Tensor::zeros([0, self.bank.dim() as i64], (Kind::Float, self.encoder.device()))
+                Tensor::zeros([0, self.bank.shard().dim() as i64], (Kind::Float, self.encoder.device()))
             } else {
                 let images = self.encoder.images(&batch.pixels);
                 no_grad(|| self.encoder.forward(&images, false))
@@ -281,13 +270,13 @@ impl Trainer {
         // The reducer gives the mean over ranks; the loss is a sum over them.
         let ranks = self.group.world() as f64;
         let statistics = self.kept_statistics();
-        let partition = self.objective.log_z();
+        let ln_z = self.objective.ln_z();
         let mut pending = PendingStep {
-            outcome: StepOutcome::before(lr, batch.global.bank_rows.len()),
+            outcome: StepOutcome { lr, images: batch.global.bank_rows.len(), ..StepOutcome::default() },
             numbers: None,
             probe_time: None,
             norm_factor: ranks / scale,
-            sets_z: partition.ln_z().is_none(),
+            sets_z: ln_z.is_none(),
             suspects: Suspects { ids: batch.ids.iter().map(|id| id.0).collect(), features: Tensor::new() },
         };
         let global = present(&self.group, batch, self.config.on_corrupt)?;
@@ -298,7 +287,7 @@ impl Trainer {
         }
 
         self.optimizer.drop_gradients();
-        let plan = Plan::new(&self.group, &global, &self.bank.owned(), self.encoder.device(), |queries| {
+        let plan = Plan::new(&self.group, &global, self.bank.shard(), self.encoder.device(), |queries| {
             self.draw_negatives(queries)
         });
         let passes = self.passes(batch, &global, &plan, scale)?;
@@ -310,7 +299,7 @@ impl Trainer {
             if let Some((quantity, value)) = not_finite(&read) {
                 self.excuse(step, (quantity, value), &pending.suspects)?;
                 put_back(statistics);
-                self.objective.set_log_z(partition);
+                self.objective.set_ln_z(ln_z);
                 pending.outcome.loss = read[1];
                 pending.outcome.gradient_norm = read[2] * pending.norm_factor;
                 return self.left_out(pending, here);
@@ -334,11 +323,8 @@ impl Trainer {
         numbers.extend(moved.unbind(0));
         numbers.extend(of_probe.into_iter().flatten());
         pending.probe_time = probe_time;
-        let ln_z = passes.ln_partition.and_then(|estimate| {
-            let at = (step, self.cursor.epoch);
-            self.objective.follow(&estimate, at)
-        });
-        numbers.extend(ln_z);
+        let at = (step, self.cursor.epoch);
+        numbers.extend(passes.ln_partition.and_then(|estimate| self.objective.follow(&estimate, at)));
         pending.numbers = Some(PendingRead::begin(&Tensor::stack(&numbers, 0)));
         self.skipped_in_a_row = 0;
         if let Some(scale) = &mut self.loss_scale {
@@ -361,7 +347,7 @@ impl Trainer {
     /// Reads a step's numbers.
     fn settle(&mut self, pending: PendingStep) -> Result<StepOutcome, TrainError> {
         let PendingStep { mut outcome, numbers, probe_time, norm_factor, sets_z, suspects } = pending;
-        outcome.ln_partition = self.objective.log_z().ln_z();
+        outcome.ln_partition = self.objective.ln_z();
         let Some(numbers) = numbers.map(PendingRead::finish) else { return Ok(outcome) };
         if let Some((quantity, value)) = not_finite(&numbers) {
             return Err(self.blame(outcome.step - 1, (quantity, value), &suspects)?);
@@ -380,7 +366,7 @@ impl Trainer {
             outcome.probe = Some(ProbeSums { loss, hits, images, time });
         }
         if let Some(ln_z) = more.next() {
-            self.objective.note_log_z(ln_z);
+            self.objective.note_ln_z(ln_z);
             if sets_z {
                 outcome.ln_partition = Some(ln_z);
             }
@@ -397,7 +383,7 @@ impl Trainer {
         plan: &Plan,
         scale: f64,
     ) -> Result<Passes, TrainError> {
-        let shard = [self.bank.owned()];
+        let shard = std::slice::from_ref(self.bank.shard());
         let total = global.bank_rows.len();
         let image = 3 * (self.config.image_size as usize).pow(2);
         let last = plan.micro_batches.len() - 1;
@@ -433,8 +419,8 @@ impl Trainer {
             let positions = &micro_batch.positions;
             let queries = Queries { features: &gathered, positions, batch: total, rows: Some(rows) };
             let negatives = negatives.as_ref();
-            self.objective.prepare(queries, &shard, negatives, &self.group)?;
-            let evaluation = self.objective.evaluate(queries, &shard, negatives, &self.group)?;
+            self.objective.prepare(queries, shard, negatives, &self.group)?;
+            let evaluation = self.objective.evaluate(queries, shard, negatives, &self.group)?;
             self.clock.mark(Phase::Objective);
             let made_here = &micro_batch.own;
             let gradient = evaluation.gradient.narrow(0, made_here.start as i64, made_here.len() as i64);
@@ -522,10 +508,9 @@ impl Trainer {
     }
 
     fn draw_negatives(&self, queries: &[usize]) -> Option<Negatives> {
-        let count = self.objective.negatives()?;
-        let (seed, sampling) = (self.config.seed, self.config.negative_sampling);
-        let draw = Draw { seed, step: self.cursor.step, count, sampling };
-        Some(Negatives::draw(draw, queries.iter().copied(), self.bank.instances()))
+        self.objective.negatives()?;
+        let (queries, instances) = (queries.iter().copied(), self.bank.shard().instances());
+        Some(Negatives::draw(&self.config, self.cursor.step, queries, instances))
     }
 }
 
@@ -555,7 +540,7 @@ impl Learner for Trainer {
     }
 
     fn complete(&self, state: &mut TrainState) {
-        state.ln_partition = self.objective.log_z().ln_z();
+        state.ln_partition = self.objective.ln_z();
         state.skipped_steps = self.skipped;
         state.loss_scale = serde_json::to_value(self.loss_scale).expect("it is plain data");
     }
@@ -569,13 +554,13 @@ impl Learner for Trainer {
     }
 
     fn chance_loss(&self) -> Option<f64> {
-        Some(self.objective.chance_loss(self.bank.instances()))
+        Some(self.objective.chance_loss(self.bank.shard().instances()))
     }
 
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
         let health =
             BankHealth::of(&self.bank, self.last.as_ref(), &self.objective, self.cursor.step, &self.group)?;
-        let drift = health.drift(self.objective.log_z().ln_z(), &self.warned_drift);
+        let drift = health.drift(self.objective.ln_z(), &self.warned_drift);
         if let Some(warning) = drift.filter(|_| self.group.is_first()) {
             tracing::warn!("{warning}");
         }

@@ -6,15 +6,17 @@ use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
 
-use crate::bank::{BankOptions, MemoryBank};
+use crate::bank::MemoryBank;
 use crate::cli::{choice, write_json};
 use crate::distributed::ProcessGroup;
 use crate::ids::BankRow;
 use crate::ingest::peak_memory;
 use crate::model::{allow_tf32, select_device, threads, wait_for};
-use crate::objective::{Draw, LogZ, Negatives, Objective, ObjectiveOptions, Queries};
+use crate::objective::{Negatives, Objective, Queries};
 use crate::rng::{Purpose, Stream};
-use crate::run_config::{BankDtype, BankInit, DeviceChoice, ObjectiveKind, Sampling};
+use crate::run_config::{
+    BankDtype, BankInit, DeviceChoice, ObjectiveKind, PartitionChoice, Sampling, TrainConfig,
+};
 use crate::units::Temperature;
 
 /// Loss and gradient of one batch against a bank of random rows.
@@ -65,30 +67,34 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
     allow_tf32(args.tf32).map_err(anyhow::Error::msg)?;
     let device = selected.device;
     let &ObjectiveArgs { instances, dim, batch_size, .. } = args;
-    let options = BankOptions { instances, dim, dtype: args.bank_dtype, init: BankInit::Uniform };
-    let bank = MemoryBank::initial(options, 0, device);
+    let config = TrainConfig {
+        objective: args.objective,
+        temperature: args.temperature,
+        negatives: args.negatives,
+        negative_sampling: args.negative_sampling,
+        partition: PartitionChoice::Fixed,
+        dim,
+        bank_dtype: args.bank_dtype,
+        bank_init: BankInit::Uniform,
+        ..TrainConfig::default()
+    };
+    let bank = MemoryBank::initial(&config, instances, 0..instances, device);
     let before = peak_memory();
     let queries = MemoryBank::random(batch_size, dim, 1, device);
     let mut positions: Vec<_> = (0..instances as u32).map(BankRow).collect();
     Stream::new(0, Purpose::BenchQueries, 0, 0).shuffle(&mut positions);
     positions.truncate(batch_size);
     let queries = Queries::whole(queries.rows(), &positions);
-    let mut objective = Objective::new(
-        ObjectiveOptions {
-            sampling: args.negative_sampling,
-            ..ObjectiveOptions::new(args.objective, args.temperature, args.negatives)
-        },
-        LogZ::Unset,
-    );
-    let parts = [bank.owned()];
+    let mut objective = Objective::new(&config, None);
+    let parts = bank.parts(1);
     let mut seconds = Vec::new();
     let mut loss = 0.0;
     let alone = ProcessGroup::alone();
     for step in 0..=args.repeats as u64 {
         wait_for(device);
         let began = Instant::now();
-        let draw = Draw { seed: 0, step, count: args.negatives, sampling: args.negative_sampling };
-        let negatives = objective.negatives().map(|_| Negatives::draw(draw, 0..batch_size, instances));
+        let draw = |_| Negatives::draw(&config, step, 0..batch_size, instances);
+        let negatives = objective.negatives().map(draw);
         objective.prepare(queries, &parts, negatives.as_ref(), &alone)?;
         let evaluation = objective.evaluate(queries, &parts, negatives.as_ref(), &alone)?;
         wait_for(device);

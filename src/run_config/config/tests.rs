@@ -71,12 +71,27 @@ fn the_defaults_are_valid_and_those_of_the_reference() {
 
 #[test]
 fn a_value_out_of_range_is_named() {
-    let config = TrainConfig { batch_size: 1, ..TrainConfig::default() };
-    let error = config.validate().expect_err("batch norm needs two");
-    assert_eq!(error.to_string(), "batch_size must be at least 2, not 1");
-    let config = TrainConfig { clip_norm: f64::NAN, ..TrainConfig::default() };
-    let error = config.validate().expect_err("no number");
-    assert_eq!(error.to_string(), "clip_norm must be finite and at least 0, not NaN");
+    let default = TrainConfig::default;
+    let alexnet = TrainConfig { arch: Architecture::AlexNet, ..default() };
+    for (config, expected) in [
+        (TrainConfig { batch_size: 1, ..default() }, "batch_size must be at least 2, not 1"),
+        (
+            TrainConfig { clip_norm: f64::NAN, ..default() },
+            "clip_norm must be finite and at least 0, not NaN",
+        ),
+        (
+            TrainConfig { image_size: 32, ..alexnet.clone() },
+            "image_size must be at least 64 for alexnet, not 32",
+        ),
+        (
+            TrainConfig { batch_size: 16, accumulate: 9, ..default() },
+            "accumulate must be so small that each micro-batch has two images, not 9",
+        ),
+    ] {
+        assert_eq!(config.validate().expect_err(expected).to_string(), expected);
+    }
+    assert!(TrainConfig { image_size: 64, ..alexnet }.validate().is_ok());
+    assert!(TrainConfig { batch_size: 16, accumulate: 8, ..default() }.validate().is_ok());
 }
 
 #[test]
@@ -87,21 +102,6 @@ fn a_cache_that_only_a_shell_would_find_is_no_folder() {
         assert!(error.starts_with("cache must be a folder of this machine"), "{error}");
         assert!(error.contains(cache), "{error}");
     }
-}
-
-#[test]
-fn an_image_that_is_too_small_for_the_network_is_rejected() {
-    let config = TrainConfig { arch: Architecture::AlexNet, image_size: 32, ..TrainConfig::default() };
-    let error = config.validate().expect_err("too small").to_string();
-    assert_eq!(error, "image_size must be at least 64 for alexnet, not 32");
-    assert!(TrainConfig { image_size: 64, ..config }.validate().is_ok());
-}
-
-#[test]
-fn a_micro_batch_has_two_images() {
-    let config = TrainConfig { batch_size: 16, accumulate: 9, ..TrainConfig::default() };
-    assert!(config.validate().is_err());
-    assert!(TrainConfig { accumulate: 8, ..config }.validate().is_ok());
 }
 
 fn earlier() -> Value {
@@ -139,20 +139,13 @@ fn a_resume_without_cuda_graphs_has_none() {
 }
 
 #[test]
-fn more_epochs_and_another_way_of_saving_are_compatible() {
+fn every_key_that_may_not_differ_is_named_with_both_values() {
     let longer = TrainConfig { epochs: 400, keep: 9, ..TrainConfig::default() };
     assert_eq!(longer.incompatibilities(&earlier()), []);
-}
-
-#[test]
-fn every_key_that_differs_is_named_with_both_values() {
     let temperature = Temperature::new(0.1).expect("valid");
     let other = TrainConfig { temperature, lr: 0.5, ..TrainConfig::default() };
     assert_eq!(differences(&other, &earlier()), ["temperature = 0.07 (now 0.1)", "lr = 0.03 (now 0.5)"]);
-}
-
-#[test]
-fn epochs_matter_where_the_learning_rate_follows_a_cosine() {
+    // The learning rate follows the cosine to the last epoch.
     let cosine = TrainConfig { lr_schedule: LrSchedule::Cosine, ..TrainConfig::default() };
     let earlier = Value::Object(cosine.values());
     let longer = TrainConfig { epochs: 400, ..cosine };

@@ -29,9 +29,6 @@ pub(crate) struct DataIdentity {
 
 impl DataIdentity {
     /// What a job trains on.
-    ///
-    /// # Errors
-    /// If the dataset has no such split.
     pub(crate) fn of(job: &TrainJob, manifest: &Manifest, source: &dyn Source) -> Result<Self, TrainError> {
         let config = &job.config;
         Ok(Self {
@@ -50,9 +47,6 @@ impl DataIdentity {
 }
 
 /// Publishes the configuration of a run that begins.
-///
-/// # Errors
-/// If the store fails.
 pub(crate) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
     let text = toml::to_string(config).expect("a configuration is plain data");
     Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)

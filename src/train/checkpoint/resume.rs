@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::{DataIdentity, soundness};
-use crate::bank::{MemoryBank, StoredRows};
+use crate::bank::MemoryBank;
 use crate::checkpoint::{
-    BANK, Checkpoint, CheckpointError, MODEL, OPTIMIZER, TrainState, TrainedOn, checkpoint_name,
-    list_checkpoints, list_unpublished, remove_checkpoint,
+    BANK, Checkpoint, MODEL, OPTIMIZER, TrainState, TrainedOn, checkpoint_name, list_unpublished,
+    newest_that, remove_checkpoint,
 };
 use crate::distributed::ProcessGroup;
 use crate::failure::{Failure, chain};
@@ -39,27 +39,22 @@ impl Start {
     /// # Errors
     /// If another job has the lock, no checkpoint is whole, or the store fails.
     pub(crate) fn of(group: &ProcessGroup, run: &Location) -> Result<Self, TrainError> {
-        let here = group.is_first().then(|| Self::alone(run));
-        if group.world() > 1 {
+        if group.is_first() {
+            let here = Self::alone(run);
             let word = match &here {
-                None => Ok(None),
-                Some(Ok(start)) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
-                Some(Err(error)) => Err((chain(error), error.failure())),
+                Ok(start) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
+                Err(error) => Err((chain(error), error.failure())),
             };
-            // Rank 0 may read a large checkpoint: no collective, which would give up.
-            if group.is_first() {
-                group.store().set(FOUND, &serde_json::to_vec(&word).expect("a word is plain data"))?;
-            } else {
-                let said = group.store().wait_for(FOUND)?;
-                let word = serde_json::from_slice::<Result<Option<u64>, (String, Failure)>>(&said);
-                let other_rank = |(reason, failure)| TrainError::OtherRank { rank: 0, reason, failure };
-                let word = word.map_err(|error| other_rank((error.to_string(), Failure::Other)))?;
-                let step = word.map_err(other_rank)?;
-                let open = |step| Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)));
-                return Ok(Self { lock: None, found: step.map(open).transpose()? });
-            }
+            // It may have read a large checkpoint: no collective, which would give up.
+            group.store().set(FOUND, &serde_json::to_vec(&word).expect("a word is plain data"))?;
+            return here;
         }
-        here.expect("rank 0 has looked")
+        let said = group.store().wait_for(FOUND)?;
+        let word = serde_json::from_slice::<Result<Option<u64>, (String, Failure)>>(&said);
+        let other_rank = |(reason, failure)| TrainError::OtherRank { rank: 0, reason, failure };
+        let word = word.map_err(|error| other_rank((error.to_string(), Failure::Other)))?;
+        let open = |step| Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)));
+        Ok(Self { lock: None, found: word.map_err(other_rank)?.map(open).transpose()? })
     }
 
     fn alone(run: &Location) -> Result<Self, TrainError> {
@@ -136,9 +131,6 @@ pub(crate) fn compatible_state(
 }
 
 /// Puts the weights and the optimiser's buffers in place.
-///
-/// # Errors
-/// If the checkpoint is damaged.
 pub(crate) fn load_learned(
     from: &Checkpoint,
     state: &TrainState,
@@ -176,8 +168,7 @@ pub(crate) fn load_bank(
             rows.extend_from_slice(&vectors.finish()?.rows(wanted)?);
         }
     }
-    let stored = StoredRows { rows: &rows, updated_step, first_row: owned.start, instances: data.ids.len() };
-    Ok(MemoryBank::from_stored(stored, dim, device))
+    Ok(MemoryBank::from_rows(&rows, dim, updated_step, device).part_of(owned.start, data.ids.len()))
 }
 
 /// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed:
@@ -186,36 +177,19 @@ pub(crate) fn load_bank(
 /// # Errors
 /// If none is whole, one is of a version that this program does not know, or the store fails.
 pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
-    let all = list_checkpoints(run)?;
-    let (total, mut damaged) = (all.len(), Vec::new());
-    for (step, folder) in all.into_iter().rev() {
-        let whole = |checkpoint: Checkpoint| {
-            checkpoint.verify()?;
-            soundness::check(&checkpoint).map(|()| checkpoint)
-        };
-        match Checkpoint::open(&folder).and_then(whole) {
-            Ok(checkpoint) => {
-                for (_, folder, error) in damaged {
-                    tracing::warn!("{error}; it is removed, the checkpoint before it is used");
-                    remove_checkpoint(&folder)?;
-                }
-                return Ok(Some(checkpoint));
-            }
-            Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
-                return Err(error.into());
-            }
-            Err(error) => damaged.push((step, folder, error)),
-        }
-    }
     // With all checkpoints lost, to begin anew in the same place is not for the program to decide.
-    let damaged = damaged.into_iter().map(|(step, _, error)| (step, error)).collect();
-    CheckpointError::of_run(run, total, damaged).map_or(Ok(None), |error| Err(error.into()))
+    let (found, damaged) = newest_that(run, |checkpoint| {
+        checkpoint.verify()?;
+        soundness::check(&checkpoint).map(|()| checkpoint)
+    })?;
+    for (folder, error) in damaged {
+        tracing::warn!("{error}; it is removed, the checkpoint before it is used");
+        remove_checkpoint(&folder)?;
+    }
+    Ok(found)
 }
 
 /// Removes what writers that were killed left behind. Only for the one process that writes to the run.
-///
-/// # Errors
-/// If the store fails.
 fn remove_unpublished(run: &Location) -> Result<(), TrainError> {
     for folder in list_unpublished(run)? {
         tracing::info!("{folder}: an unfinished checkpoint, removed");

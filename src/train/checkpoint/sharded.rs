@@ -55,24 +55,12 @@ impl SharedCheckpoint {
     }
 
     /// Tells rank 0 what became of this process's part, and waits until the checkpoint is there.
-    ///
-    /// # Errors
-    /// What went wrong here or there.
     pub(crate) fn hand_in(&self, step: u64, part: Result<FileEntry, TrainError>) -> Result<(), TrainError> {
-        let word = match &part {
-            Ok(entry) => Word::Written(entry.clone()),
-            Err(error) => Word::Failed(error.to_string(), error.failure()),
-        };
-        let said = self.say(step, self.rank, &word);
-        part?;
-        said?;
+        self.tell(step, part.map(Word::Written))?;
         self.wait_for(step)
     }
 
     /// Waits until rank 0 has published the checkpoint.
-    ///
-    /// # Errors
-    /// What went wrong there.
     pub(crate) fn wait_for(&self, step: u64) -> Result<(), TrainError> {
         self.hear(step, 0).map(drop)
     }
@@ -99,21 +87,20 @@ impl SharedCheckpoint {
     }
 
     /// Tells the others what became of the checkpoint.
-    pub(crate) fn publish<T>(&self, step: u64, published: Result<T, TrainError>) -> Result<T, TrainError> {
-        if self.ranks > 1 {
-            let word = match &published {
-                Ok(_) => Word::Published,
-                Err(error) => Word::Failed(error.to_string(), error.failure()),
-            };
-            let said = self.say(step, 0, &word);
-            return published.and_then(|published| said.map(|()| published));
-        }
-        published
+    pub(crate) fn publish(&self, step: u64, published: Result<(), TrainError>) -> Result<(), TrainError> {
+        if self.ranks == 1 { published } else { self.tell(step, published.map(|()| Word::Published)) }
     }
 
-    fn say(&self, step: u64, rank: usize, word: &Word) -> Result<(), TrainError> {
-        let text = serde_json::to_vec(word).expect("a word is plain data");
-        Ok(self.store.set(&key(step, rank), &text)?)
+    /// Says what became of this process's part; its own error comes before that of the store.
+    fn tell(&self, step: u64, done: Result<Word, TrainError>) -> Result<(), TrainError> {
+        let (word, done) = match done {
+            Ok(word) => (word, Ok(())),
+            Err(error) => (Word::Failed(error.to_string(), error.failure()), Err(error)),
+        };
+        let text = serde_json::to_vec(&word).expect("a word is plain data");
+        let said = self.store.set(&key(step, self.rank), &text);
+        done?;
+        Ok(said?)
     }
 
     /// Waits for what a process says of its part. A slow store may take its time; the group finds out

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::json;
 use tch::Tensor;
 
 use super::DataIdentity;
@@ -106,7 +106,7 @@ impl Snapshot {
 impl BankRows {
     fn of(bank: &MemoryBank) -> Self {
         let updated_step = bank.updated_step().to_vec();
-        Self { rows: bank.to_host(), updated_step, owned: bank.range() }
+        Self { rows: bank.to_host(), updated_step, owned: bank.shard().range() }
     }
 
     /// Publishes the rows, unless a reader would refuse them. They are not copied as a whole.
@@ -151,17 +151,14 @@ impl BankRows {
 impl Common {
     fn of(learner: &impl Learner, data: &DataIdentity, metrics: MetricsFiles, lock: Arc<Lock>) -> Self {
         let Learned { config, encoder, optimizer, cursor } = learner.learned();
-        let json = |value: serde_json::Result<Value>| value.expect("it is plain data");
         let mut state = TrainState {
             cursor,
-            ln_partition: None,
             optimizer_steps: Some(optimizer.steps()),
-            skipped_steps: 0,
-            loss_scale: Value::Null,
             layout: data.layout.clone(),
             instances: data.ids.len() as u64,
-            encoder: json(serde_json::to_value(encoder.config())),
-            config: json(serde_json::to_value(config)),
+            encoder: json!(encoder.config()),
+            config: json!(config),
+            ..TrainState::default()
         };
         learner.complete(&mut state);
         Self {
@@ -231,20 +228,19 @@ mod tests {
         }
     }
 
-    fn digest() -> String {
-        "0".repeat(64)
+    fn trained_on() -> TrainedOn {
+        let digest = "0".repeat(64);
+        TrainedOn { dataset_digest: digest.clone(), split: "train".into(), split_digest: digest }
     }
 
     /// More rows than a record batch has.
     const ROWS: usize = 70_000;
 
     fn identity() -> DataIdentity {
-        let trained_on =
-            TrainedOn { dataset_digest: digest(), split: "train".into(), split_digest: digest() };
         let ids = (0..ROWS as u32).map(InstanceId).collect();
         let labels = (0..ROWS).map(|row| (row % 3 > 0).then_some(ClassId(1))).collect();
         let classes = vec!["a".into(), "b".into()];
-        DataIdentity { dataset: "data".into(), trained_on, classes, ids, labels, layout: None }
+        DataIdentity { dataset: "data".into(), trained_on: trained_on(), classes, ids, labels, layout: None }
     }
 
     #[test]
@@ -279,21 +275,19 @@ mod tests {
     fn who_loses_the_run_while_it_writes_publishes_no_checkpoint() {
         let run = Location::in_memory().join("run");
         let folder = run.join("checkpoints").join(&checkpoint_name(5));
-        let trained_on =
-            TrainedOn { dataset_digest: digest(), split: "train".into(), split_digest: digest() };
         let lock = || Lock::take(&run.join("lock"));
         let overtaken = common(&run, lock().expect("free"));
         let overtake = || {
             run.join("lock.00000001").publish("another process", PublishMode::Overwrite)?;
             Ok(Vec::new())
         };
-        let error = overtaken.write(5, &folder, &trained_on, overtake).expect_err("it is another's");
+        let error = overtaken.write(5, &folder, &trained_on(), overtake).expect_err("it is another's");
         assert_eq!(error.failure(), crate::failure::Failure::Unavailable, "{error}");
         assert!(list_checkpoints(&run).expect("a list").is_empty());
 
         run.join("lock.00000001").delete().expect("removed");
         let holder = common(&run, lock().expect("free again"));
-        holder.write(5, &folder, &trained_on, || Ok(Vec::new())).expect("published");
+        holder.write(5, &folder, &trained_on(), || Ok(Vec::new())).expect("published");
         assert_eq!(list_checkpoints(&run).expect("a list").len(), 1);
     }
 }

@@ -49,17 +49,11 @@ impl Writer {
     }
 
     /// Whether the write under way has failed, without waiting for it.
-    ///
-    /// # Errors
-    /// Why it failed.
     pub(crate) fn check(&mut self) -> Result<(), TrainError> {
         if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) { self.finish() } else { Ok(()) }
     }
 
     /// Waits until everything is published.
-    ///
-    /// # Errors
-    /// Why it could not be.
     pub(crate) fn finish(&mut self) -> Result<(), TrainError> {
         if let Some(thread) = self.under_way.take() {
             let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -106,9 +100,6 @@ impl Retention {
     }
 
     /// Removes what need not stay.
-    ///
-    /// # Errors
-    /// If the store fails.
     fn apply(self, run: &Location) -> Result<(), TrainError> {
         let all = list_checkpoints(run)?;
         let steps: Vec<u64> = all.iter().map(|(step, _)| *step).collect();
@@ -125,16 +116,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_and_the_first_stay() {
-        let rule = Retention { newest: 2, every_steps: 0 };
-        assert_eq!(rule.superfluous(&[0, 10, 20, 30, 40]), [10, 20]);
-        assert_eq!(rule.superfluous(&[0, 10]), [0_u64; 0]);
-        assert_eq!(Retention { newest: 0, ..rule }.superfluous(&[0, 10, 20]), [0_u64; 0]);
-    }
-
-    #[test]
-    fn one_of_every_so_many_steps_stays_for_ever() {
-        let rule = Retention { newest: 1, every_steps: 20 };
-        assert_eq!(rule.superfluous(&[0, 10, 20, 25, 30, 40, 50]), [10, 25, 30]);
+    fn the_newest_the_first_and_one_of_every_so_many_steps_stay() {
+        let superfluous =
+            |newest, every_steps, steps: &[u64]| Retention { newest, every_steps }.superfluous(steps);
+        assert_eq!(superfluous(2, 0, &[0, 10, 20, 30, 40]), [10, 20]);
+        assert_eq!(superfluous(2, 0, &[0, 10]), [0_u64; 0]);
+        assert_eq!(superfluous(0, 0, &[0, 10, 20]), [0_u64; 0]);
+        assert_eq!(superfluous(1, 20, &[0, 10, 20, 25, 30, 40, 50]), [10, 25, 30]);
     }
 }

@@ -10,9 +10,9 @@ use tch::{Kind, Tensor, no_grad};
 use crate::bank::MemoryBank;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::BankRow;
-use crate::objective::{LogZ, Objective, Queries};
+use crate::objective::{Objective, Queries};
 use crate::rng::{Purpose, Stream};
-use crate::run_config::ObjectiveKind;
+use crate::run_config::{ObjectiveKind, TrainConfig};
 
 /// Rows that are sampled for norms, pairs and the rank.
 const SAMPLED_ROWS: usize = 2048;
@@ -53,9 +53,6 @@ pub struct BankHealth {
 impl BankHealth {
     /// Measures the bank after step `step`; in every process the same. `last`: features and positions of the last
     /// global batch.
-    ///
-    /// # Errors
-    /// If a collective fails.
     pub(crate) fn of(
         bank: &MemoryBank,
         last: Option<&(Tensor, Vec<BankRow>)>,
@@ -65,9 +62,9 @@ impl BankHealth {
     ) -> Result<Self, DistributedError> {
         let ages = Ages::of(bank, step).sum_over(group)?;
         no_grad(|| {
-            let rows = gather(bank, &sample(bank.instances(), step), group)?;
+            let rows = gather(bank, &sample(bank.shard().instances(), step), group)?;
             let ln_partition_true = match last {
-                Some((features, positions)) if objective.options().kind == ObjectiveKind::Nce => {
+                Some((features, positions)) if objective.config().objective == ObjectiveKind::Nce => {
                     Some(true_partition(Queries::whole(features, positions), bank, objective, group)?)
                 }
                 _ => None,
@@ -76,7 +73,7 @@ impl BankHealth {
                 age_histogram: ages.histogram(),
                 age_mean: ages.sum as f64 / ages.count.max(1) as f64,
                 age_maximum: ages.maximum,
-                never_written: bank.instances() as u64 - ages.count,
+                never_written: bank.shard().instances() as u64 - ages.count,
                 norm_error: norm_error(&rows),
                 uniformity: uniformity(&rows),
                 effective_rank: effective_rank(&rows),
@@ -166,10 +163,7 @@ fn gather(
     positions: &[BankRow],
     owners: &ProcessGroup,
 ) -> Result<Tensor, DistributedError> {
-    if owners.world() == 1 {
-        return Ok(bank.gather(positions));
-    }
-    let rows = bank.gather_owned(positions);
+    let rows = bank.gather(positions);
     owners.all_reduce(&rows, Reduce::Sum)?;
     Ok(rows)
 }
@@ -203,19 +197,18 @@ fn true_partition(
     assumed: &Objective,
     owners: &ProcessGroup,
 ) -> Result<f64, DistributedError> {
-    let mut options = assumed.options();
-    options.kind = ObjectiveKind::Softmax;
-    options.proximal_weight = 0.0;
-    let exact = Objective::new(options, LogZ::Unset);
+    let (objective, proximal_weight) = (ObjectiveKind::Softmax, 0.0);
+    let config = TrainConfig { objective, proximal_weight, ..assumed.config().clone() };
+    let exact = Objective::new(&config, None);
     let count = queries.positions.len().min(SAMPLED_QUERIES);
     let mut logs = Vec::with_capacity(count);
     for query in 0..count {
         let features = queries.features.narrow(0, query as i64, 1);
         let positions = &queries.positions[query..=query];
         let whole = Queries::whole(&features, positions);
-        let loss = exact.evaluate(whole, &[bank.owned()], None, owners)?.loss;
+        let loss = exact.evaluate(whole, std::slice::from_ref(bank.shard()), None, owners)?.loss;
         let row = gather(bank, positions, owners)?;
-        let own = (features * row).sum(Kind::Double) / options.temperature.get();
+        let own = (features * row).sum(Kind::Double) / config.temperature.get();
         logs.push((loss + own).double_value(&[]));
     }
     let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -260,23 +253,16 @@ mod tests {
     }
 
     #[test]
-    fn equal_rows_have_rank_one_and_no_spread() {
-        let rows = Tensor::from_slice2(&[[1.0_f32, 0.0], [1.0, 0.0], [1.0, 0.0]]);
-        assert!((effective_rank(&rows) - 1.0).abs() < 1e-6);
-        assert!(uniformity(&rows).abs() < 1e-6);
-    }
-
-    #[test]
-    fn orthogonal_rows_use_every_direction_and_are_spread() {
-        let rows = Tensor::eye(4, (Kind::Float, Device::Cpu));
-        assert!((effective_rank(&rows) - 4.0).abs() < 1e-6);
+    fn rank_spread_and_length_of_rows_are_those_by_hand() {
+        let close =
+            |number: f64, expected: f64| assert!((number - expected).abs() < 1e-6, "{number} {expected}");
+        let equal = Tensor::from_slice2(&[[1.0_f32, 0.0], [1.0, 0.0], [1.0, 0.0]]);
+        close(effective_rank(&equal), 1.0);
+        close(uniformity(&equal), 0.0);
+        let orthogonal = Tensor::eye(4, (Kind::Float, Device::Cpu));
+        close(effective_rank(&orthogonal), 4.0);
         // ‖x - y‖² = 2 for every pair.
-        assert!((uniformity(&rows) + 4.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_row_that_is_too_long_is_seen() {
-        let rows = Tensor::from_slice2(&[[1.25_f32, 0.0], [0.0, 1.0]]);
-        assert!((norm_error(&rows) - 0.25).abs() < 1e-6);
+        close(uniformity(&orthogonal), -4.0);
+        close(norm_error(&Tensor::from_slice2(&[[1.25_f32, 0.0], [0.0, 1.0]])), 0.25);
     }
 }

@@ -133,9 +133,6 @@ pub(crate) struct MetricsFiles {
 
 impl MetricsFiles {
     /// Publishes the record; its text not where a later one is there already.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(crate) fn publish(self) -> Result<(), StorageError> {
         if let Some((file, bytes)) = self.events {
             file.publish(bytes, PublishMode::Overwrite)?;
@@ -191,22 +188,23 @@ impl Metrics {
 
     /// The line of the untrained encoder, once it is recorded.
     pub(crate) fn start(&self) -> Option<Value> {
-        let line = serde_json::from_str::<Value>(self.text.lines().next()?).ok()?;
-        (line["scope"] == "start").then_some(line)
+        self.lines().next().filter(|line| line["scope"] == "start")
     }
 
     /// Whether the record has scores of the monitor after this step.
     pub(crate) fn has_scores(&self, step: u64) -> bool {
         let is_score = |name: &String| name.rsplit('/').next().is_some_and(|name| name.starts_with("knn"));
-        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut of_step = lines.filter(|line| line["step"] == step);
+        let mut of_step = self.lines().filter(|line| line["step"] == step);
         of_step.any(|line| line.as_object().is_some_and(|fields| fields.keys().any(is_score)))
     }
 
     /// The mean losses of the epochs so far, in nats.
     pub(crate) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
-        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
+        self.lines().filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Value> {
+        self.text.lines().filter_map(|line| serde_json::from_str(line).ok())
     }
 
     /// Adds a line.
@@ -245,6 +243,7 @@ impl Metrics {
 #[derive(Debug)]
 pub(crate) struct Meter {
     started: Instant,
+    waited_before: Duration,
     steps: u64,
     images: u64,
     loss_sum: f64,
@@ -258,10 +257,11 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn start() -> Self {
-        let last = StepOutcome::before(0.0, 0);
+    /// Begins now; `waited_before`: the time spent waiting for data until then.
+    pub(crate) fn start(waited_before: Duration) -> Self {
         Self {
             started: Instant::now(),
+            waited_before,
             steps: 0,
             images: 0,
             loss_sum: 0.0,
@@ -269,16 +269,21 @@ impl Meter {
             alignment_sum: 0.0,
             probe: ProbeSums::default(),
             skipped: 0,
-            last,
+            last: StepOutcome::default(),
             waited: Duration::ZERO,
             stalled: Duration::ZERO,
         }
     }
 
-    /// Takes note of a step; `waited` is the time spent waiting for data since the start.
+    /// The line of no step.
+    pub(crate) fn line_of_nothing(scope: Scope, step: u64, epoch: u64) -> MetricsLine {
+        Self::start(Duration::ZERO).line(scope, step, epoch)
+    }
+
+    /// Takes note of a step; `waited`: the time spent waiting for data so far.
     pub(crate) fn add(&mut self, outcome: StepOutcome, waited: Duration) {
         self.images += outcome.images as u64;
-        self.waited = waited;
+        self.waited = waited.saturating_sub(self.waited_before);
         if outcome.skipped {
             self.skipped += 1;
         } else {
@@ -346,14 +351,11 @@ pub(crate) struct Meters {
     pub(crate) number: u64,
     pub(crate) epoch: Meter,
     pub(crate) interval: Meter,
-    /// How long the loader had been waited for when they began.
-    pub(crate) waited: Duration,
-    pub(crate) waited_before: Duration,
 }
 
 impl Meters {
     pub(crate) fn start(number: u64, waited: Duration) -> Self {
-        Self { number, epoch: Meter::start(), interval: Meter::start(), waited, waited_before: waited }
+        Self { number, epoch: Meter::start(waited), interval: Meter::start(waited) }
     }
 
     /// Leaves out time in which no step was taken.
@@ -419,15 +421,14 @@ mod tests {
 
     #[test]
     fn a_resumed_record_drops_the_lines_and_events_of_steps_that_come_again() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let run = Location::from_path(dir.path()).expect("a location");
+        let run = Location::in_memory().join("run");
         let mut metrics = Metrics::resume(&run, 0).expect("a new record");
         for step in [10, 20, 30] {
-            metrics.push(&Meter::start().line(Scope::Interval, step, 0));
+            metrics.push(&Meter::line_of_nothing(Scope::Interval, step, 0));
             metrics.files_of_checkpoint().publish().expect("published");
         }
         let mut metrics = Metrics::resume(&run, 20).expect("the record");
-        metrics.push(&Meter::start().line(Scope::Epoch, 25, 0));
+        metrics.push(&Meter::line_of_nothing(Scope::Epoch, 25, 0));
         metrics.files().publish().expect("published");
         let text =
             String::from_utf8(run.join("metrics.jsonl").read().expect("there").to_vec()).expect("text");
@@ -446,7 +447,7 @@ mod tests {
     fn scores_of_the_monitor_have_one_name_wherever_they_are_measured() {
         let names = |scope| {
             let monitor = [("knn1_top1".to_owned(), Value::from(0.5))].into_iter().collect();
-            let line = MetricsLine { monitor, ..Meter::start().line(scope, 5, 0) };
+            let line = MetricsLine { monitor, ..Meter::line_of_nothing(scope, 5, 0) };
             line.scalars().into_iter().map(|(name, _)| name).collect::<Vec<_>>()
         };
         for scope in [Scope::Start, Scope::Monitor] {
@@ -458,13 +459,12 @@ mod tests {
 
     #[test]
     fn an_older_record_does_not_replace_a_newer_one() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let run = Location::from_path(dir.path()).expect("a location");
+        let run = Location::in_memory().join("run");
         let mut metrics = Metrics::resume(&run, 0).expect("a new record");
-        metrics.push(&Meter::start().line(Scope::Interval, 10, 0));
+        metrics.push(&Meter::line_of_nothing(Scope::Interval, 10, 0));
         let older = metrics.files_of_checkpoint();
         // Of the same step, after the checkpoint: in its own file.
-        metrics.push(&Meter::start().line(Scope::Epoch, 10, 0));
+        metrics.push(&Meter::line_of_nothing(Scope::Epoch, 10, 0));
         metrics.files().publish().expect("published");
         older.publish().expect("published");
         let text = run.join("metrics.jsonl").read().expect("there");

@@ -34,22 +34,11 @@ struct Group {
     matrices: bool,
 }
 
-/// The settings of an optimiser.
-#[derive(Clone, Copy, Debug)]
-struct Settings {
-    kind: OptimizerKind,
-    momentum: f64,
-    nesterov: bool,
-    betas: (f64, f64),
-    trust: f64,
-    clip_norm: f64,
-}
-
 /// An optimiser with its buffers.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     groups: Vec<Group>,
-    settings: Settings,
+    config: TrainConfig,
     /// Steps taken; `adamw` corrects its means by it.
     steps: u64,
 }
@@ -76,16 +65,8 @@ impl Optimizer {
             }
         };
         let groups = [group(matrices, true), group(vectors, false)];
-        let settings = Settings {
-            kind: config.optimizer,
-            momentum: config.momentum,
-            nesterov: config.nesterov,
-            betas: (config.adam_beta1, config.adam_beta2),
-            trust: config.lars_trust,
-            clip_norm: config.clip_norm,
-        };
         let groups = groups.into_iter().filter(|group| !group.names.is_empty()).collect();
-        Self { groups, settings, steps: 0 }
+        Self { groups, config: config.clone(), steps: 0 }
     }
 
     /// Forgets the gradients.
@@ -105,30 +86,31 @@ impl Optimizer {
     /// # Shape
     /// `norm`: a f64 scalar -> a f32 scalar on the same device
     pub(crate) fn divisor(&self, norm: &Tensor, scale: f64) -> Option<Tensor> {
-        if self.settings.clip_norm == 0.0 {
+        let clip_norm = self.config.clip_norm;
+        if clip_norm == 0.0 {
             return (scale != 1.0).then(|| Tensor::full([], scale, (Kind::Float, norm.device())));
         }
-        let longer = (norm / (scale * self.settings.clip_norm) + SHORTEST_NORM / self.settings.clip_norm)
-            .clamp_min(1.0);
+        let longer = (norm / (scale * clip_norm) + SHORTEST_NORM / clip_norm).clamp_min(1.0);
         Some((longer * scale).to_kind(Kind::Float))
     }
 
     /// Moves the parameters by their gradients, divided by `divisor`; the gradients are used up.
     pub(crate) fn step(&mut self, rate: f64, divisor: Option<&Tensor>) {
         self.steps += 1;
-        let Settings { kind, momentum, nesterov, betas, trust, .. } = self.settings;
+        let &TrainConfig { momentum, nesterov, adam_beta1, adam_beta2, lars_trust, .. } = &self.config;
         for group in &self.groups {
             let Group { parameters, first, second, .. } = group;
             let update = Update { rate, weight_decay: group.weight_decay, scale: divisor };
-            match kind {
+            match self.config.optimizer {
                 OptimizerKind::Sgd => libtorch::sgd(parameters, first, momentum, nesterov, update),
                 OptimizerKind::Lars => {
                     // Biases and batch norms take the rate as it is.
-                    let trust = if group.matrices { trust } else { 0.0 };
+                    let trust = if group.matrices { lars_trust } else { 0.0 };
                     libtorch::lars(parameters, first, momentum, trust, update);
                 }
                 OptimizerKind::Adamw => {
                     let step = Tensor::full([], self.steps as f64, (Kind::Float, parameters[0].device()));
+                    let betas = (adam_beta1, adam_beta2);
                     libtorch::adamw(parameters, (first, second), &step, (betas, ADAM_EPS), update);
                 }
             }
@@ -146,9 +128,6 @@ impl Optimizer {
     }
 
     /// Puts buffers in place.
-    ///
-    /// # Errors
-    /// If names or shapes are not those of the parameters.
     pub(crate) fn load(&mut self, buffers: &NamedTensors, steps: u64) -> Result<(), WeightsError> {
         buffers.copy_into(self.named_buffers())?;
         self.steps = steps;

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::*;
@@ -29,6 +29,12 @@ fn config(golden: &Value, case: &Value) -> TrainConfig {
     all["lr"] = golden["lr"].clone();
     all["weight_decay"] = golden["weight_decay"].clone();
     serde_json::from_value(all).expect("a configuration")
+}
+
+const KINDS: [OptimizerKind; 3] = [OptimizerKind::Sgd, OptimizerKind::Lars, OptimizerKind::Adamw];
+
+fn of_kind(optimizer: OptimizerKind, clip_norm: f64) -> TrainConfig {
+    TrainConfig { optimizer, clip_norm, lr: 0.1, weight_decay: 0.01, ..TrainConfig::default() }
 }
 
 fn set_gradient(parameter: &Tensor, gradient: &Tensor) {
@@ -85,8 +91,8 @@ fn every_optimiser_follows_pytorchs_on_other_numbers() {
 
 #[test]
 fn buffers_and_steps_put_back_go_on_alike() {
-    for optimizer in ["sgd", "lars", "adamw"] {
-        let config = config(&json!({"lr": 0.1, "weight_decay": 0.01}), &json!({"optimizer": optimizer}));
+    for optimizer in KINDS {
+        let config = of_kind(optimizer, 0.0);
         let weight = || Tensor::from_slice(&[1.0_f32, -2.0]).view([1, 2]).set_requires_grad(true);
         let (whole, broken) = (weight(), weight());
         let new = |weight: &Tensor| Optimizer::new(vec![("w".into(), weight.shallow_clone())], &config);
@@ -103,17 +109,16 @@ fn buffers_and_steps_put_back_go_on_alike() {
         let mut after = new(&broken);
         after.load(&before.buffers(), before.steps()).expect("its own buffers");
         step(&mut after, &broken);
-        assert!(whole.equal(&broken), "{optimizer}");
+        assert!(whole.equal(&broken), "{optimizer:?}");
     }
 }
 
 #[test]
 fn gradients_that_have_a_factor_too_much_are_divided_by_it_and_clipped() {
-    for optimizer in ["sgd", "lars", "adamw"] {
+    for optimizer in KINDS {
         let weight = || Tensor::from_slice(&[1.0_f32, -2.0]).view([1, 2]).set_requires_grad(true);
         let stepped = |factor: f64, clip: f64| {
-            let case = json!({"optimizer": optimizer, "clip_norm": clip});
-            let config = config(&json!({"lr": 0.1, "weight_decay": 0.01}), &case);
+            let config = of_kind(optimizer, clip);
             let weight = weight();
             let mut optimizer = Optimizer::new(vec![("w".into(), weight.shallow_clone())], &config);
             (weight.square().sum(Kind::Float) * factor).backward();
@@ -124,10 +129,10 @@ fn gradients_that_have_a_factor_too_much_are_divided_by_it_and_clipped() {
         let differ = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         for clip in [0.0, 0.5] {
             let (plain, scaled) = (stepped(1.0, clip), stepped(1024.0, clip));
-            assert!(differ(&plain, &scaled) < 1e-6, "{optimizer} {clip}: {plain} {scaled}");
+            assert!(differ(&plain, &scaled) < 1e-6, "{optimizer:?} {clip}: {plain} {scaled}");
         }
         // Adam's first step has the gradient's sign alone, and LARS divides by its length.
-        if optimizer == "sgd" {
+        if optimizer == OptimizerKind::Sgd {
             assert!(differ(&stepped(1.0, 0.0), &stepped(1.0, 0.5)) > 1e-3);
         }
     }
@@ -135,8 +140,8 @@ fn gradients_that_have_a_factor_too_much_are_divided_by_it_and_clipped() {
 
 #[test]
 fn kernels_with_the_channels_last_move_as_others_do() {
-    for optimizer in ["sgd", "lars", "adamw"] {
-        let config = config(&json!({"lr": 0.1, "weight_decay": 0.01}), &json!({"optimizer": optimizer}));
+    for optimizer in KINDS {
+        let config = of_kind(optimizer, 0.0);
         let values: Vec<f32> = (0..2 * 3 * 2 * 2).map(|value| value as f32 / 7.0 - 1.0).collect();
         let plain = Tensor::from_slice(&values).view([2, 3, 2, 2]);
         let last = plain.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
@@ -151,7 +156,7 @@ fn kernels_with_the_channels_last_move_as_others_do() {
             weight.detach()
         };
         let (a, b) = (moved(&plain.copy()), moved(&last));
-        assert!(a.allclose(&b, 1e-6, 1e-7, false), "{optimizer}: {a} {b}");
+        assert!(a.allclose(&b, 1e-6, 1e-7, false), "{optimizer:?}: {a} {b}");
     }
 }
 
@@ -208,10 +213,6 @@ fn it_halves_on_an_overflow_and_doubles_after_two_thousand_steps_without() {
         scale.succeeded();
     }
     assert_eq!(scale, LossScale::default());
-}
-
-#[test]
-fn a_scale_of_one_is_not_to_blame() {
-    let mut scale = LossScale { factor: 1.0, good_steps: 0 };
-    assert!(!scale.overflowed());
+    let mut smallest = LossScale { factor: 1.0, good_steps: 0 };
+    assert!(!smallest.overflowed(), "it is not to blame");
 }
