@@ -145,7 +145,7 @@ impl Monitor {
         let most = default_k(bank.instances());
         let k = if most > 1 { vec![1, most] } else { vec![1] };
         let options = KnnOptions { k, ..KnnOptions::default() };
-        let (report, _) = evaluate_over(group, &whole, (range, &rows), &queries, &options, None)?;
+        let (report, _) = evaluate_over(group, &whole, (range, Some(&rows)), &queries, &options, None)?;
         for cell in &report.grid {
             scores.insert(format!("knn{}_top1", cell.k), json!(cell.top1));
         }
@@ -282,7 +282,7 @@ impl OtherMonitor {
         let k = if most > 1 { vec![1, most] } else { vec![1] };
         let options = KnnOptions { k, ..KnnOptions::default() };
         let own = share(whole.ids.len(), group);
-        let (report, _) = evaluate_over(group, &whole, (own, &rows), &queries, &options, None)?;
+        let (report, _) = evaluate_over(group, &whole, (own, Some(&rows)), &queries, &options, None)?;
         let mut scores = Map::new();
         for cell in &report.grid {
             scores.insert(format!("{}/knn{}_top1", self.name, cell.k), json!(cell.top1));

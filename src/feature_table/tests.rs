@@ -14,13 +14,9 @@ pub(crate) fn meta(kind: Kind, dim: usize) -> TableMeta {
         dim,
         dataset_digest: "d".into(),
         split: "train".into(),
-        split_digest: None,
-        weights: None,
-        device: None,
-        precision: None,
         step: 1,
         unit_length: true,
-        classes: Vec::new(),
+        ..TableMeta::default()
     }
 }
 
@@ -35,7 +31,8 @@ pub(super) fn table(rows: usize) -> FeatureTable {
     }
 }
 
-fn location() -> (tempfile::TempDir, Location) {
+/// The location of a file in a folder.
+pub(crate) fn location() -> (tempfile::TempDir, Location) {
     let dir = tempfile::tempdir().expect("a folder");
     let location = Location::from_path(&dir.path().join("table.arrow")).expect("a location");
     (dir, location)
@@ -45,23 +42,6 @@ fn read_error(table: &FeatureTable) -> TableError {
     let (_dir, location) = location();
     table.write(&location).expect("written");
     FeatureTable::read(&location).expect_err("wrong")
-}
-
-#[test]
-fn a_table_survives_the_file_bit_for_bit() {
-    let (_dir, location) = location();
-    for rows in [0, 1, 70_000] {
-        let written = table(rows);
-        written.write(&location).expect("written");
-        assert_eq!(FeatureTable::read(&location).expect("read"), written);
-    }
-}
-
-#[test]
-fn equal_tables_give_equal_bytes() {
-    let (_dir, location) = location();
-    let first = table(100).write(&location).expect("written");
-    assert_eq!(table(100).write(&location).expect("written"), first);
 }
 
 /// Some rows of a table.
@@ -149,25 +129,10 @@ fn long_vectors_are_written_in_16_bits_and_small_batches() {
 }
 
 #[test]
-fn a_truncated_file_is_no_table() {
-    let (_dir, location) = location();
-    table(1000).write(&location).expect("written");
-    let bytes = location.read().expect("bytes");
-    for cut in [0, 7, bytes.len() / 2, bytes.len() - 1] {
-        location.publish(bytes.slice(..cut), PublishMode::Overwrite).expect("cut");
-        assert!(matches!(FeatureTable::read(&location), Err(TableError::Malformed { .. })), "{cut}");
-    }
-}
-
-#[test]
-fn a_row_that_is_not_finite_is_named() {
+fn a_row_that_is_not_finite_or_not_of_unit_length_is_named() {
     let mut wrong = table(10);
     wrong.features[7] = f32::NAN;
     assert!(matches!(read_error(&wrong), TableError::NotFinite { row: 3, .. }));
-}
-
-#[test]
-fn a_row_that_is_not_of_unit_length_is_named() {
     let mut wrong = table(10);
     wrong.features[8] = 3.0;
     assert!(matches!(read_error(&wrong), TableError::NotUnit { row: 4, .. }));
@@ -231,6 +196,7 @@ fn ids_that_follow_each_other_and_others_are_those_of_the_file() {
         whole.ids = (0..50_000).map(|row| InstanceId(id(row))).collect();
         whole.write(&location).expect("written");
         assert_columns(&StoredTable::open(&location).expect("opened"), &whole);
+        assert_eq!(FeatureTable::read(&location).expect("read").ids, whole.ids);
     }
 }
 
@@ -240,8 +206,9 @@ fn a_label_beyond_the_classes_is_named_with_its_row() {
     wrong.labels[30_001] = Some(ClassId(wrong.meta.classes.len() as u16));
     let (_dir, location) = location();
     wrong.write(&location).expect("written");
-    let error = StoredTable::open(&location).expect_err("refused");
-    assert!(matches!(error, TableError::Label { row: 30_001, .. }), "{error}");
+    let expected = format!("{location} row 30001: label 2 is out of range, expected -1 or a class below 2");
+    assert_eq!(FeatureTable::read(&location).expect_err("refused").to_string(), expected);
+    assert_eq!(StoredTable::open(&location).expect_err("refused").to_string(), expected);
     // Beyond what a label can count, whatever the table says.
     let error = columns::label_of("t.arrow", 7, Some(69_999), 70_000).expect_err("refused");
     let expected = "t.arrow row 7: label 69999 is out of range, expected -1 or a class below 65536, as a table \
@@ -276,11 +243,12 @@ fn read_in_ranges(table: &dyn Table, longest: usize) -> Result<Vec<f32>, TableEr
 }
 
 #[test]
-fn a_stored_table_gives_what_a_whole_read_gives() {
+fn a_table_survives_the_file_bit_for_bit_read_whole_or_in_ranges() {
     let (_dir, location) = location();
     for rows in [0, 1, 77, 70_000] {
         let written = table(rows);
         written.write(&location).expect("written");
+        assert_eq!(FeatureTable::read(&location).expect("read"), written);
         let stored = StoredTable::open(&location).expect("opened");
         assert_eq!(stored.meta(), &written.meta);
         assert_columns(&stored, &written);
@@ -292,12 +260,13 @@ fn a_stored_table_gives_what_a_whole_read_gives() {
 }
 
 #[test]
-fn a_stored_table_that_is_cut_or_foreign_is_refused() {
+fn a_table_that_is_cut_is_refused() {
     let (_dir, location) = location();
     table(1000).write(&location).expect("written");
     let bytes = location.read().expect("bytes");
     for cut in [0, 7, 20, bytes.len() / 2, bytes.len() - 1] {
         location.publish(bytes.slice(..cut), PublishMode::Overwrite).expect("cut");
+        assert!(matches!(FeatureTable::read(&location), Err(TableError::Malformed { .. })), "{cut}");
         assert!(matches!(StoredTable::open(&location), Err(TableError::Malformed { .. })), "{cut}");
     }
     // The end is there, the rows before it are not.
@@ -314,14 +283,6 @@ fn a_wrong_row_of_a_stored_table_is_named_with_its_file() {
     let error =
         read_in_ranges(&StoredTable::open(&location).expect("opened"), 1000).expect_err("not a number");
     assert_eq!(error.to_string(), format!("{location} row 66000: the feature is not finite"));
-    wrong.features[2 * 66_000] = 9.0;
-    wrong.write(&location).expect("written");
-    let error = read_in_ranges(&StoredTable::open(&location).expect("opened"), 1000).expect_err("not unit");
-    assert!(matches!(error, TableError::NotUnit { row: 66_000, .. }));
-    let mut wrong = table(10);
-    wrong.ids.swap(4, 5);
-    wrong.write(&location).expect("written");
-    assert!(matches!(StoredTable::open(&location), Err(TableError::Id { row: 5, .. })));
 }
 
 /// The locations of two files in a folder.
@@ -344,10 +305,8 @@ fn a_wrong_row_of_several_files_is_named_by_its_file_and_its_row_there() {
     part(&whole, 0..100).write(&files[0]).expect("written");
     let error = |wrong: fn(&mut FeatureTable)| {
         second(wrong).write(&files[1]).expect("written");
-        let read = StoredTable::open_all(&files).and_then(|table| {
-            // The rows of a slice are counted from another row.
-            read_in_ranges(&TableSlice::new(&table, 30..150), 1000)
-        });
+        let stored = StoredTable::open_all(files.clone().map(|file| (file, None)));
+        let read = stored.and_then(|table| read_in_ranges(&table, 1000));
         read.expect_err("refused").to_string()
     };
     let named = |reason| format!("{} row 7: {reason}", files[1]);
@@ -389,44 +348,16 @@ fn every_column_of_two_files_is_as_it_was_written() {
         batches.into_iter().for_each(|rows| append_batch(&mut writer, &part(&whole, rows), Dtype::F32));
         writer.finish().expect("published");
     }
-    let stored = StoredTable::open_all(&files).expect("opened");
+    let stored = StoredTable::open_all(files.clone().map(|file| (file, None))).expect("opened");
     assert_columns(&stored, &whole);
     assert_eq!(read_in_ranges(&stored, 1000).expect("read"), whole.features);
     // Starts within a batch and a byte of its validity.
-    for start in [65_999, 70_003, 70_045] {
-        let slice = TableSlice::new(&stored, start..70_107);
-        assert_columns(&slice, &part(&whole, start..70_107));
-        assert_eq!(read_in_ranges(&slice, 1000).expect("read"), part(&whole, start..70_107).features);
+    for rows in [65_999..66_100, 70_003..70_040, 70_045..70_073] {
+        let expected = part(&whole, rows.clone());
+        assert_eq!(stored.updated_steps(rows.clone()).expect("read"), expected.updated_step);
+        let vectors = stored.start_read(rows.clone()).finish().expect("read");
+        assert_eq!(*vectors.rows(rows).expect("rows"), expected.features);
     }
-}
-
-#[test]
-fn half_precision_vectors_are_read_either_way() {
-    use arrow::array::{ArrayRef, FixedSizeListArray, Float16Array, Int64Array, RecordBatch};
-    use arrow::datatypes::{DataType, Field, Schema};
-    use std::sync::Arc;
-
-    let (_dir, location) = location();
-    let plain = table(5);
-    let schema = Schema::new_with_metadata(schema::fields(2, DataType::Float16), plain.meta.to_metadata());
-    let halves: Vec<half::f16> = plain.features.iter().map(|x| half::f16::from_f32(*x)).collect();
-    let item = Arc::new(Field::new("item", DataType::Float16, false));
-    let values = Arc::new(Float16Array::from(halves.clone()));
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(Int64Array::from_iter_values(0..5)),
-        Arc::new(FixedSizeListArray::new(item, 2, values, None)),
-        Arc::new(Int64Array::from(vec![None, Some(1), Some(0), None, Some(0)])),
-        Arc::new(Int64Array::from(vec![None::<i64>; 5])),
-    ];
-    let batch = RecordBatch::try_new(Arc::new(schema.clone()), columns).expect("a batch");
-    let mut writer = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &schema).expect("a writer");
-    writer.write(&batch).and_then(|()| writer.finish()).expect("written");
-    location.publish(writer.into_inner().expect("bytes"), PublishMode::Overwrite).expect("published");
-    let expected: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
-    assert_eq!(FeatureTable::read(&location).expect("read").features, expected);
-    let stored = StoredTable::open(&location).expect("opened");
-    assert_eq!(read_in_ranges(&stored, 2).expect("read"), expected);
-    assert_eq!([0, 1, 2].map(|row| stored.label(row)), [None, Some(ClassId(1)), Some(ClassId(0))]);
 }
 
 /// Tables of other programs.
@@ -801,31 +732,6 @@ mod foreign {
 }
 
 #[test]
-fn a_label_beyond_the_classes_is_refused() {
-    let (_dir, location) = location();
-    let mut wrong = table(10);
-    wrong.labels[6] = Some(ClassId(2));
-    wrong.write(&location).expect("written");
-    let expected = format!("{location} row 6: label 2 is out of range, expected -1 or a class below 2");
-    assert_eq!(FeatureTable::read(&location).expect_err("label 2").to_string(), expected);
-    assert_eq!(StoredTable::open(&location).expect_err("label 2").to_string(), expected);
-}
-
-/// A table of one bit for each id below the highest would take half a GiB here.
-#[test]
-fn ids_may_be_high_and_need_no_order_in_an_embedding() {
-    let (_dir, location) = location();
-    let mut high = table(3);
-    high.meta.kind = Kind::Embedding;
-    high.ids = [u32::MAX, 7, u32::MAX - 1].map(InstanceId).to_vec();
-    high.write(&location).expect("written");
-    assert_eq!(FeatureTable::read(&location).expect("read").ids, high.ids);
-    high.ids[2] = InstanceId(u32::MAX);
-    high.write(&location).expect("written");
-    assert!(matches!(FeatureTable::read(&location), Err(TableError::Id { row: 2, .. })));
-}
-
-#[test]
 fn tables_of_one_dataset_fit_whatever_was_added_to_it_later() {
     let meta = |dataset: &str, split: &str, digest: Option<&str>, classes: &[&str]| TableMeta {
         dataset_digest: dataset.into(),
@@ -853,7 +759,7 @@ fn the_digest_of_a_stored_table_is_that_of_all_its_bytes() {
     let (_dir, location) = location();
     let mut written = table(70_000);
     let digest = written.write(&location).expect("written").digest;
-    let open = || StoredTable::open_with_digests(&[(location.clone(), Some(digest))]).expect("opened");
+    let open = || StoredTable::open_all([(location.clone(), Some(digest))]).expect("opened");
     for longest in [1 << 20, 10_001] {
         let whole = open();
         assert_eq!(read_in_ranges(&whole, longest).expect("read"), written.features);
@@ -873,8 +779,6 @@ fn the_digest_of_a_stored_table_is_that_of_all_its_bytes() {
         let changed = open();
         read_in_ranges(&changed, 10_001).expect("a table all the same");
         assert!(matches!(changed.verify(), Err(TableError::Damaged { .. })));
-        let some = TableSlice::new(&changed, 0..3);
-        assert!(matches!(UnitRows::new(&some).verify(), Err(TableError::Damaged { .. })));
     }
 }
 

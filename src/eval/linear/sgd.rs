@@ -3,9 +3,10 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::LinearOptions;
 use super::examples::{Batch, Examples};
 use super::head::{Head, Scale};
-use super::{LinearError, LinearOptions};
+use crate::eval::EvalError;
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 
@@ -27,7 +28,7 @@ pub(super) trait Passes {
     fn steps(&self) -> u64;
 
     /// Shows each batch of an epoch: for each layer its features.
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError>;
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError>;
 }
 
 /// Passes over the rows of a table, in another order each time.
@@ -64,7 +65,7 @@ impl Passes for TablePasses<'_> {
         self.rows.len().div_ceil(self.batch_size) as u64
     }
 
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError> {
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError> {
         let count = self.rows.len();
         if self.rows.is_held() {
             let all = self.rows.batch(0..count)?;
@@ -154,7 +155,7 @@ pub(super) fn fit(
     scales: &[Scale],
     epochs: u64,
     device: Device,
-) -> Result<Vec<Vec<Head>>, LinearError> {
+) -> Result<Vec<Vec<Head>>, EvalError> {
     let total = (epochs * passes.steps()).max(1) as f64;
     let mut stacks: Vec<Option<Stack>> = cells.iter().map(|_| None).collect();
     let mut steps = 0_u64;
