@@ -172,11 +172,8 @@ pub(super) fn retrieval(
         own.into_iter().chain(duplicates.iter().copied().filter(move |&other| own != Some(other)))
     };
     let looked_up: HashSet<InstanceId> = labelled.iter().flat_map(|&query| ids_left_out(query)).collect();
-    let row_of: HashMap<InstanceId, usize> = if looked_up.is_empty() {
-        HashMap::new()
-    } else {
-        bank.ids().zip(0..).filter(|(id, _)| looked_up.contains(id)).collect()
-    };
+    let row_of: HashMap<InstanceId, usize> =
+        bank.ids().zip(0..).filter(|(id, _)| looked_up.contains(id)).collect();
     let left_out = |query: usize| {
         let rows = ids_left_out(query).filter_map(|id| row_of.get(&id));
         rows.filter(|&&row| relevance.holds(query, row)).count()

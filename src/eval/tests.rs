@@ -127,15 +127,6 @@ fn the_headline_is_that_of_the_most_neighbours() {
 }
 
 #[test]
-fn tables_of_other_datasets_or_lengths_are_refused() {
-    let bank = table(11, 50, 8, 2);
-    let mut other = table(12, 5, 8, 2);
-    other.meta.dataset_digest = "e".into();
-    assert!(matches!(evaluate(&bank, &other, &options(5)), Err(EvalError::Mismatch { .. })));
-    assert!(matches!(evaluate(&bank, &table(12, 5, 9, 2), &options(5)), Err(EvalError::Mismatch { .. })));
-}
-
-#[test]
 fn the_grid_has_every_k_with_every_temperature() {
     let (bank, queries) = (table(13, 100, 8, 4), table(14, 20, 8, 4));
     let both = KnnOptions {

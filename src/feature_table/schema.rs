@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::TableError;
@@ -148,47 +149,38 @@ pub(super) struct NamedMeta {
     others: TableMeta,
 }
 
+/// An entry of the metadata: text as it is, other values as JSON.
+fn entry<T: DeserializeOwned>(schema: &Schema, name: &str) -> Result<Option<T>, String> {
+    let Some(text) = schema.metadata().get(&format!("{PREFIX}{name}")) else { return Ok(None) };
+    let value = serde_json::from_value(text.as_str().into()).or_else(|_| serde_json::from_str(text));
+    value.map(Some).map_err(|_| format!("metadata `{PREFIX}{name}` is `{text}`, which is not understood"))
+}
+
 impl NamedMeta {
     /// Reads the metadata; the error says which entry is wrong.
     pub(super) fn of(schema: &Schema) -> Result<Self, String> {
-        let text = |name: &str| schema.metadata().get(&format!("{PREFIX}{name}"));
-        let named = |name: &str| text(name).cloned();
-        fn parsed<T>(
-            name: &str,
-            text: Option<&String>,
-            parse: impl Fn(&str) -> Option<T>,
-        ) -> Result<Option<T>, String> {
-            let wrong =
-                |text: &String| format!("metadata `{PREFIX}{name}` is `{text}`, which is not understood");
-            text.map(|text| parse(text).ok_or_else(|| wrong(text))).transpose()
-        }
-        let version = text("format_version");
-        if let Some(version) = version.filter(|version| *version != FORMAT_VERSION) {
+        let version: Option<String> = entry(schema, "format_version")?;
+        if let Some(version) = version.as_deref().filter(|version| *version != FORMAT_VERSION) {
             return Err(format!("format version `{version}` is unknown, expected {FORMAT_VERSION}"));
         }
-        let kind = |text: &str| match text {
-            "bank" => Some(Kind::Bank),
-            "embedding" => Some(Kind::Embedding),
-            _ => None,
-        };
         let others = TableMeta {
-            kind: parsed("kind", text("kind"), kind)?.unwrap_or_default(),
-            layer: named("layer").unwrap_or_default(),
-            dataset_digest: named("dataset_digest").unwrap_or_default(),
-            split: named("split").unwrap_or_default(),
-            split_digest: named("split_digest"),
-            weights: named("weights"),
-            device: named("device"),
-            precision: named("precision"),
-            step: parsed("step", text("step"), |text| text.parse().ok())?.unwrap_or_default(),
+            kind: entry(schema, "kind")?.unwrap_or_default(),
+            layer: entry(schema, "layer")?.unwrap_or_default(),
+            dataset_digest: entry(schema, "dataset_digest")?.unwrap_or_default(),
+            split: entry(schema, "split")?.unwrap_or_default(),
+            split_digest: entry(schema, "split_digest")?,
+            weights: entry(schema, "weights")?,
+            device: entry(schema, "device")?,
+            precision: entry(schema, "precision")?,
+            step: entry(schema, "step")?.unwrap_or_default(),
             ..TableMeta::default()
         };
         Ok(Self {
             is_ours: version.is_some(),
-            is_whole: NEEDED.iter().all(|name| text(name).is_some()),
-            dim: parsed("dim", text("dim"), |text| text.parse().ok())?,
-            unit_length: parsed("unit_length", text("unit_length"), |text| text.parse().ok())?,
-            classes: parsed("classes", text("classes"), |text| serde_json::from_str(text).ok())?,
+            is_whole: NEEDED.iter().all(|name| schema.metadata().contains_key(&format!("{PREFIX}{name}"))),
+            dim: entry(schema, "dim")?,
+            unit_length: entry(schema, "unit_length")?,
+            classes: entry(schema, "classes")?,
             others,
         })
     }

@@ -62,11 +62,13 @@ fn append_batch(writer: &mut TableWriter, batch: &FeatureTable, dtype: Dtype) {
     writer.append(columns, dtype.encode(&batch.features)).expect("written");
 }
 
-/// Appends all rows of a table in batches.
-fn append(writer: &mut TableWriter, table: &FeatureTable, batch: usize, dtype: Dtype) {
+/// A writer that has all rows of a table, in batches.
+fn written_in_batches(location: &Location, table: &FeatureTable, batch: usize, dtype: Dtype) -> TableWriter {
+    let mut writer = TableWriter::start(location, &table.meta, dtype).expect("started");
     for rows in rows::split(0..table.len(), batch) {
-        append_batch(writer, &part(table, rows), dtype);
+        append_batch(&mut writer, &part(table, rows), dtype);
     }
+    writer
 }
 
 #[test]
@@ -75,8 +77,8 @@ fn a_table_that_is_written_as_its_rows_come_has_the_bytes_of_one_that_is_written
     let whole = table(70_000);
     let expected = whole.write(&location).expect("written");
     let bytes = location.read().expect("bytes");
-    let mut writer = TableWriter::start(&location, &whole.meta, Dtype::F32).expect("started");
-    append(&mut writer, &whole, TableWriter::batch_rows(2, Dtype::F32), Dtype::F32);
+    let batch = TableWriter::batch_rows(2, Dtype::F32);
+    let writer = written_in_batches(&location, &whole, batch, Dtype::F32);
     assert_eq!(writer.finish().expect("published"), expected);
     assert_eq!(location.read().expect("bytes"), bytes);
 }
@@ -85,8 +87,7 @@ fn a_table_that_is_written_as_its_rows_come_has_the_bytes_of_one_that_is_written
 fn a_table_of_16_bit_numbers_is_read_by_every_reader() {
     let (dir, location) = location();
     let exact = table(1000);
-    let mut writer = TableWriter::start(&location, &exact.meta, Dtype::F16).expect("started");
-    append(&mut writer, &exact, 300, Dtype::F16);
+    let writer = written_in_batches(&location, &exact, 300, Dtype::F16);
     assert!(!location.exists().expect("a look"), "it appears when it is whole");
     writer.finish().expect("published");
     let rounded: Vec<f32> = exact.features.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect();
@@ -102,9 +103,7 @@ fn a_table_of_16_bit_numbers_is_read_by_every_reader() {
     let vectors = stored.start_read(320..340).finish().expect("read");
     assert_eq!(&*vectors.rows(321..323).expect("rows"), &expected.features[642..646]);
     let other = Location::from_path(&dir.path().join("other.arrow")).expect("a location");
-    let mut dropped = TableWriter::start(&other, &exact.meta, Dtype::F16).expect("started");
-    append(&mut dropped, &exact, 300, Dtype::F16);
-    drop(dropped);
+    drop(written_in_batches(&other, &exact, 300, Dtype::F16));
     assert_eq!(std::fs::read_dir(dir.path()).expect("the folder").count(), 1);
 }
 
@@ -112,9 +111,7 @@ fn a_table_of_16_bit_numbers_is_read_by_every_reader() {
 fn a_table_of_many_batches_has_its_columns_in_their_order() {
     let (_dir, location) = location();
     let whole = table(1000);
-    let mut writer = TableWriter::start(&location, &whole.meta, Dtype::F32).expect("started");
-    append(&mut writer, &whole, 30, Dtype::F32);
-    writer.finish().expect("published");
+    written_in_batches(&location, &whole, 30, Dtype::F32).finish().expect("published");
     let stored = StoredTable::open(&location).expect("opened");
     assert_columns(&stored, &whole);
     assert_eq!(read_in_ranges(&stored, 1000).expect("read"), whole.features);
@@ -216,20 +213,6 @@ fn a_label_beyond_the_classes_is_named_with_its_row() {
     assert_eq!(error.to_string(), expected);
 }
 
-#[test]
-fn a_table_without_rows_is_a_table_and_nothing_to_compare() {
-    let (_dir, location) = location();
-    table(0).write(&location).expect("written");
-    assert!(FeatureTable::read(&location).expect("a table").is_empty());
-    let names = ColumnNames::default();
-    let read = FeatureTable::read_foreign(&location, Some(&names)).map(drop);
-    for error in [open_table(&location, Some(&names)).map(drop), read] {
-        let error = error.expect_err("refused");
-        assert_eq!(error.failure(), Failure::Data);
-        assert_eq!(error.to_string(), format!("{location}: the table has no rows"));
-    }
-}
-
 /// All vectors of a table, read in ranges of at most `longest` rows.
 fn read_in_ranges(table: &dyn Table, longest: usize) -> Result<Vec<f32>, TableError> {
     let mut features = Vec::new();
@@ -272,17 +255,6 @@ fn a_table_that_is_cut_is_refused() {
     // The end is there, the rows before it are not.
     location.publish(bytes.slice(5000..), PublishMode::Overwrite).expect("cut");
     assert!(StoredTable::open(&location).is_err());
-}
-
-#[test]
-fn a_wrong_row_of_a_stored_table_is_named_with_its_file() {
-    let (_dir, location) = location();
-    let mut wrong = table(70_000);
-    wrong.features[2 * 66_000] = f32::NAN;
-    wrong.write(&location).expect("written");
-    let error =
-        read_in_ranges(&StoredTable::open(&location).expect("opened"), 1000).expect_err("not a number");
-    assert_eq!(error.to_string(), format!("{location} row 66000: the feature is not finite"));
 }
 
 /// The locations of two files in a folder.
@@ -545,6 +517,11 @@ mod foreign {
         (table, foreign.expect("another program wrote it"))
     }
 
+    /// Why a table is refused whose columns are not named.
+    fn refused(batch: &RecordBatch) -> String {
+        of_bytes("x", parquet(batch), Some(&ColumnNames::default())).expect_err("refused").to_string()
+    }
+
     #[test]
     fn names_of_classes_and_rows_are_read_in_every_form() {
         let names = ColumnNames { id: Some("path".into()), ..ColumnNames::default() };
@@ -591,8 +568,8 @@ mod foreign {
         let mut negative = ListBuilder::new(Int32Builder::new());
         (0..4).for_each(|row| negative.append_value([Some(1 - row)]));
         columns[3].1 = Arc::new(negative.finish());
-        let error = of_bytes("x", parquet(&batch(columns)), Some(&ColumnNames::default())).expect_err("-1");
-        assert!(error.to_string().contains("column `tags` holds -1 in row 2"), "{error}");
+        let error = refused(&batch(columns));
+        assert!(error.contains("column `tags` holds -1 in row 2"), "{error}");
     }
 
     /// A stream may replace a dictionary, and a table comes in batches.
@@ -633,7 +610,7 @@ mod foreign {
         several.push(("emb2", vectors));
         several.push(("Image_ID", several[1].1.clone()));
         several.push(("target", several[1].1.clone()));
-        let refused = |names: ColumnNames, expected: &str| {
+        let refused_by = |names: ColumnNames, expected: &str| {
             let error = of_bytes("x", parquet(&batch(several.clone())), Some(&names)).expect_err(expected);
             assert_eq!(error.to_string(), expected);
             assert_eq!(error.failure(), Failure::Data);
@@ -641,12 +618,12 @@ mod foreign {
         let name = |name: &str| Some(name.to_owned());
         let vector = ColumnNames { vector: name("emb2"), ..ColumnNames::default() };
         let id = ColumnNames { id: name("path"), ..vector.clone() };
-        refused(
+        refused_by(
             ColumnNames::default(),
             "x: the vectors can be those of `emb` or `emb2`: name the column by --vector-column",
         );
-        refused(vector, "x: the ids can be those of `path` or `Image_ID`: name the column by --id-column");
-        refused(
+        refused_by(vector, "x: the ids can be those of `path` or `Image_ID`: name the column by --id-column");
+        refused_by(
             id.clone(),
             "x: the labels can be those of `class` or `target`: name the column by --label-column",
         );
@@ -669,13 +646,10 @@ mod foreign {
         // Without ids the rows are numbered; a table needs vectors.
         let (_, foreign) = read_foreign(parquet(&batch(columns(4))), &ColumnNames::default());
         assert_eq!((foreign.rows, foreign.labels), (RowNames::Unnamed, ForeignLabels::None));
-        let error = of_bytes("x", parquet(&batch(columns(4)[..2].to_vec())), Some(&ColumnNames::default()));
         let expected = "x: not a feature table: no column holds lists of float16, float32 or float64, it has \
                         `text` of Utf8, `pk` of UInt32";
-        assert_eq!(error.expect_err("no vectors").to_string(), expected);
-        let error =
-            of_bytes("x", parquet(&batch(columns(0))), Some(&ColumnNames::default())).expect_err("empty");
-        assert_eq!(error.to_string(), "x: the table has no rows");
+        assert_eq!(refused(&batch(columns(4)[..2].to_vec())), expected);
+        assert_eq!(refused(&batch(columns(0))), "x: the table has no rows");
         // A label is two bytes.
         let rows = MOST_CLASSES + 5;
         let names: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("c{row}"))));
@@ -683,10 +657,9 @@ mod foreign {
         let one_each = OffsetBuffer::from_lengths(vec![1; rows]);
         let vectors = ListArray::new(Arc::new(item), one_each, Arc::new(ones), None);
         let many = batch(vec![("emb", Arc::new(vectors) as ArrayRef), ("class", names)]);
-        let error = of_bytes("x", parquet(&many), Some(&ColumnNames::default())).expect_err("too many");
         let expected =
             "x: column `class` holds more than 65536 class names, the first beyond is `c65536` in row 65536";
-        assert_eq!(error.to_string(), expected);
+        assert_eq!(refused(&many), expected);
     }
 
     /// Bytes from a generator that needs no state: the same in every run.

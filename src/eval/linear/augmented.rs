@@ -41,7 +41,7 @@ pub fn probe_augmented(
     options.validate()?;
     if options.solver != Solver::Sgd || options.standardize {
         let reason = "other crops in each epoch go with --solver sgd, and without --standardize".into();
-        return Err(EvalError::Options { reason }.into());
+        return Err(EvalError::Options { reason });
     }
     let started = Instant::now();
     let device = select(options.device, options.local_rank, group)?;

@@ -246,7 +246,7 @@ impl Fitting<'_> {
             }
             Solver::Sgd => {
                 let scales = scale.into_iter().collect::<Vec<_>>();
-                let mut passes = TablePasses::new(&rows, options, progress);
+                let mut passes = TablePasses { rows: &rows, options, progress };
                 sgd::fit(&mut passes, &[cells.to_vec()], classes, &scales, options.epochs, device)?.remove(0)
             }
         };
