@@ -50,7 +50,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     first_of!(crate::loader::LoaderError, crate::ingest::IngestError, crate::ingest::SynthError);
     first_of!(crate::eval::EvalError);
     #[cfg(feature = "torch")]
-    first_of!(crate::train::TrainError, crate::eval::EmbedError, crate::eval::LinearError);
+    first_of!(crate::train::TrainError, crate::eval::EmbedError);
     #[cfg(feature = "torch")]
     first_of!(crate::distributed::DistributedError);
     if cause.is::<ConfigError>() || cause.is::<WrongConfig>() {

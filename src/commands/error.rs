@@ -49,10 +49,6 @@ pub enum CommandError {
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Embed(#[from] crate::eval::EmbedError),
-    /// A linear classifier cannot be trained.
-    #[cfg(feature = "torch")]
-    #[error(transparent)]
-    Linear(#[from] crate::eval::LinearError),
     /// A fine-tuning ends early.
     #[cfg(feature = "torch")]
     #[error(transparent)]
@@ -93,10 +89,10 @@ impl CommandError {
     pub fn is_of_another_process(&self) -> bool {
         match self {
             Self::Distributed(_) => true,
-            Self::Eval(error) => matches!(error, EvalError::Distributed(_)),
-            Self::Embed(error) | Self::Linear(crate::eval::LinearError::Embed(error)) => {
+            Self::Eval(EvalError::Embed(error)) | Self::Embed(error) => {
                 matches!(error, crate::eval::EmbedError::Distributed(_))
             }
+            Self::Eval(error) => matches!(error, EvalError::Distributed(_)),
             _ => false,
         }
     }
@@ -110,8 +106,6 @@ impl CommandError {
             Self::Eval(error) => error.failure(),
             #[cfg(feature = "torch")]
             Self::Embed(error) => error.failure(),
-            #[cfg(feature = "torch")]
-            Self::Linear(error) => error.failure(),
             #[cfg(feature = "torch")]
             Self::Train(error) => error.failure(),
             #[cfg(feature = "torch")]

@@ -148,8 +148,7 @@ impl Searchers for crate::distributed::ProcessGroup {
         self.agree("the bank", &format!("{:?}, {} rows", bank.meta(), bank.rows()))?;
         self.agree("the queries' number", &queries.len().to_string())?;
         let own = crate::eval::share(bank.rows(), self);
-        let rows = crate::feature_table::TableSlice::new(&**bank, own.clone());
-        crate::eval::evaluate_over(self, &**bank, (own, &rows), queries, options, Some(pool))
+        crate::eval::evaluate_over(self, &**bank, (own, None), queries, options, Some(pool))
     }
 }
 
@@ -308,12 +307,8 @@ fn evaluate(
 
 /// The first `k` neighbours of each query, which has more.
 fn first_of_each(neighbours: &Neighbours, k: usize) -> Neighbours {
-    let Neighbours { k: all, rows, similarities } = neighbours;
-    Neighbours {
-        k,
-        rows: rows.chunks(*all).flat_map(|of| &of[..k]).copied().collect(),
-        similarities: similarities.chunks(*all).flat_map(|of| &of[..k]).copied().collect(),
-    }
+    let found = neighbours.found.chunks(neighbours.k).flat_map(|of| &of[..k]).copied().collect();
+    Neighbours { k, found }
 }
 
 /// The page of a report, in its folder.

@@ -269,7 +269,7 @@ fn vote(
     let most = default_k(ids.len());
     let k = if most > 1 { vec![1, most] } else { vec![1] };
     let options = KnnOptions { k, ..KnnOptions::default() };
-    let (report, _) = evaluate_over(group, &whole, (range, rows), queries, &options, None)?;
+    let (report, _) = evaluate_over(group, &whole, (range, Some(rows)), queries, &options, None)?;
     let score = |cell: &GridCell| (format!("knn{}_top1", cell.k), json!(cell.top1));
     Ok((report.grid.iter().map(score).collect(), report.most_frequent_class))
 }

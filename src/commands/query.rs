@@ -153,7 +153,8 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
     let options = KnnOptions { k: vec![k], ..KnnOptions::default() };
     let (mut report, neighbours) = pool.install(|| evaluate_with_neighbours(&*bank, &queries, &options))?;
     bank.verify()?;
-    let found: BTreeSet<InstanceId> = neighbours.rows.iter().map(|&row| bank.id(row as usize)).collect();
+    let found: BTreeSet<InstanceId> =
+        neighbours.found.iter().map(|&(row, _)| bank.id(row as usize)).collect();
     let paths = match dataset {
         Some((dataset, manifest)) => {
             let paths = read_paths(dataset, manifest.split(dataset, &meta.split)?, &found)?;

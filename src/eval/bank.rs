@@ -50,12 +50,8 @@ pub fn check_whole(place: &Location) -> Result<(), EvalError> {
 /// If the checkpoint is damaged, or the store fails.
 pub fn checkpoint_of_bank(place: &Location) -> Result<Option<Checkpoint>, EvalError> {
     if is_table(place) {
-        let folder =
-            place.folder().map(|folder| Ok::<_, EvalError>((folder.join(MANIFEST).exists()?, folder)));
-        return match folder.transpose()? {
-            Some((true, folder)) => Ok(Some(Checkpoint::open(&folder)?)),
-            _ => Ok(None),
-        };
+        let Some(folder) = place.folder() else { return Ok(None) };
+        return Ok(if folder.join(MANIFEST).exists()? { Some(Checkpoint::open(&folder)?) } else { None });
     }
     match checkpoint_at(place) {
         Ok((_, folder)) => Ok(Some(Checkpoint::open(&folder)?)),
@@ -78,9 +74,8 @@ pub fn checkpoint_bank(checkpoint: &Checkpoint) -> Result<StoredTable, EvalError
 
 fn open_files(checkpoint: &Checkpoint, files: &[&FileEntry]) -> Result<StoredTable, EvalError> {
     let with_digest = |entry: &&FileEntry| (checkpoint.folder().join(&entry.name), Some(entry.digest));
-    let files: Vec<_> = files.iter().map(with_digest).collect();
     let trained_on = &checkpoint.manifest().trained_on;
-    let table = StoredTable::open_with_digests(&files)?;
+    let table = StoredTable::open_all(files.iter().map(with_digest))?;
     // Banks of older versions do not name the digest, their checkpoint does.
     Ok(if table.meta().split == trained_on.split {
         table.with_split_digest(&trained_on.split_digest)

@@ -1,6 +1,6 @@
 //! Rows of the bank that show a query's own image: its duplicates, which may be left out, and its own row.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::dataset::DuplicateRow;
 use crate::feature_table::Table;
@@ -15,32 +15,19 @@ impl Duplicates {
     /// The duplicates that `ingest` found, between queries of one split and a bank of one split. A query's own
     /// row is not its duplicate.
     pub fn between(rows: &[DuplicateRow], query_split: &str, bank_split: &str) -> Self {
-        let mut groups = BTreeMap::<u64, (Vec<InstanceId>, Vec<InstanceId>)>::new();
-        for row in rows {
-            let (queries, bank) = groups.entry(row.group).or_default();
-            if row.split == query_split {
-                queries.push(row.id);
-            }
-            if row.split == bank_split {
-                bank.push(row.id);
-            }
-        }
-        let mut all = BTreeMap::<InstanceId, Vec<InstanceId>>::new();
-        for (queries, bank) in groups.into_values() {
-            for query in queries {
-                let is_other = |id: &&InstanceId| query_split != bank_split || **id != query;
-                let mut own = bank.iter().filter(is_other).copied().peekable();
-                if own.peek().is_some() {
-                    // A query may be in several groups.
-                    all.entry(query).or_default().extend(own);
+        let mut groups = BTreeMap::<u64, Vec<&DuplicateRow>>::new();
+        rows.iter().for_each(|row| groups.entry(row.group).or_default().push(row));
+        // A query may be in several groups.
+        let mut all = BTreeMap::<InstanceId, BTreeSet<InstanceId>>::new();
+        for group in groups.values() {
+            for query in group.iter().filter(|row| row.split == query_split) {
+                let is_other = |id: InstanceId| query_split != bank_split || id != query.id;
+                for row in group.iter().filter(|row| row.split == bank_split && is_other(row.id)) {
+                    all.entry(query.id).or_default().insert(row.id);
                 }
             }
         }
-        for own in all.values_mut() {
-            own.sort_unstable();
-            own.dedup();
-        }
-        Self(all)
+        Self(all.into_iter().map(|(query, own)| (query, own.into_iter().collect())).collect())
     }
 
     /// The duplicates of a query.
@@ -69,16 +56,12 @@ impl Duplicates {
         if found.k == k {
             return found;
         }
-        let (mut rows, mut similarities) = (Vec::new(), Vec::new());
-        for (at, query) in queries.iter().enumerate() {
+        let kept = |(at, query): (usize, &InstanceId)| {
             let own = self.of(*query);
-            let kept = found.of(at).filter(|(row, _)| !own.contains(&bank.id(*row))).take(k);
-            for (row, similarity) in kept {
-                rows.push(row as u32);
-                similarities.push(similarity);
-            }
-        }
-        Neighbours { k, rows, similarities }
+            let others = found.of(at).filter(|(row, _)| !own.contains(&bank.id(*row))).take(k);
+            others.map(|(row, similarity)| (row as u32, similarity)).collect::<Vec<_>>()
+        };
+        Neighbours { k, found: queries.iter().enumerate().flat_map(kept).collect() }
     }
 }
 

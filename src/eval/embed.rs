@@ -4,7 +4,6 @@
 //! `Scratch`, so that the memory that is needed does not grow with the rows.
 
 mod encoded;
-mod scratch;
 
 use std::sync::Arc;
 
@@ -16,9 +15,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
-use crate::feature_table::{
-    Dtype, FeatureTable, Kind, StoredTable, Table, TableError, TableMeta, TableWriter,
-};
+use crate::feature_table::{Dtype, FeatureTable, StoredTable, Table, TableError, TableMeta, TableWriter};
 use crate::ids::InstanceId;
 use crate::loader::{Batch, LoaderError, Source, Subset, evaluation_batches, open_split};
 use crate::model::{
@@ -222,18 +219,13 @@ impl EmbedJob {
     pub(super) fn meta(&self) -> TableMeta {
         let Self { checkpoint, manifest, split, .. } = self;
         TableMeta {
-            kind: Kind::Embedding,
-            layer: String::new(),
-            dim: 0,
             dataset_digest: manifest.dataset_digest.to_string(),
             split: split.clone(),
             split_digest: manifest.splits.get(split).map(|split| split.digest.to_string()),
             weights: Some(checkpoint.weights_digest()),
-            device: None,
-            precision: None,
             step: checkpoint.manifest().step,
-            unit_length: true,
             classes: manifest.classes.clone(),
+            ..TableMeta::default()
         }
     }
 
@@ -287,26 +279,17 @@ pub fn embed(
 ) -> Result<Vec<Option<Published>>, EmbedError> {
     let EmbedJob { checkpoint, manifest, .. } = job;
     let source = job.rows.open(&job.dataset, manifest, &job.split)?;
-    // Rank 0 looks: a table that it has just published is not one from before.
-    let found: Result<Vec<u8>, EmbedError> = outputs
-        .iter()
-        .map(|output| Ok(u8::from(group.is_first() && job.is_made(output, source.ids(), existing)?)))
-        .collect();
-    if let Err(error) = &found {
-        group.fail(error.failure());
-    }
-    let found = group.gather_bytes(&found?)?.swap_remove(0);
+    let found = found_by_first(outputs, group, |output| job.is_made(output, source.ids(), existing))?;
     let missing = outputs.iter().zip(&found).filter(|(_, found)| **found == 0);
     let missing: Vec<&(FeatureLayer, Location)> = missing.map(|(output, _)| output).collect();
     let layers: Vec<FeatureLayer> = missing.iter().map(|(layer, _)| *layer).collect();
     if layers.is_empty() {
         return Ok(vec![None; outputs.len()]);
     }
-    let selected = select_device_of(job.device, job.local_rank, group.world())?;
-    tracing::info!("device {selected}");
+    let device = select(job.device, job.local_rank, group)?;
     group.agree("the dataset's digest", &manifest.dataset_digest.to_string())?;
     group.agree("the checkpoint", &format!("{:?}", checkpoint.manifest().files))?;
-    let encoder = load_encoder(checkpoint, selected.device)?;
+    let encoder = load_encoder(checkpoint, device)?;
     let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
     let own = share(ids.len(), group);
     let source = if group.world() == 1 { source } else { Arc::new(Subset::of_range(source, own)) };
@@ -330,6 +313,20 @@ pub fn embed(
         group.store().wait_for(&key)?;
     }
     Ok(published)
+}
+
+/// For each output whether it exists, 1 or 0. Rank 0 looks: a table that it has just published is not one from before.
+fn found_by_first(
+    outputs: &[(FeatureLayer, Location)],
+    group: &ProcessGroup,
+    exists: impl Fn(&(FeatureLayer, Location)) -> Result<bool, EmbedError>,
+) -> Result<Vec<u8>, EmbedError> {
+    let found: Result<Vec<u8>, EmbedError> =
+        outputs.iter().map(|output| Ok(u8::from(group.is_first() && exists(output)?))).collect();
+    if let Err(error) = &found {
+        group.fail(error.failure());
+    }
+    Ok(group.gather_bytes(&found?)?.swap_remove(0))
 }
 
 /// What a table of this layer says of its features, but for their length.
@@ -375,9 +372,7 @@ pub fn run_tables(
             meta.is_of(&split_digest, &digest) && meta.classes == job.manifest.classes
         })
     };
-    // Rank 0 looks: a table that another process of this job has just published is not one from before.
-    let found: Vec<u8> = outputs.iter().map(|(_, at)| u8::from(group.is_first() && exists(at))).collect();
-    let found = group.gather_bytes(&found)?.swap_remove(0);
+    let found = found_by_first(&outputs, group, |(_, table)| Ok(exists(table)))?;
     let mut missing = Vec::new();
     for (output, found) in outputs.iter().zip(found) {
         if found == 1 {
@@ -391,6 +386,17 @@ pub fn run_tables(
         embed(job, &missing, Existing::Replace, group, progress)?;
     }
     Ok(outputs.into_iter().map(|(_, location)| location).collect())
+}
+
+/// The device of this process.
+pub(super) fn select(
+    device: DeviceChoice,
+    local_rank: usize,
+    group: &ProcessGroup,
+) -> Result<tch::Device, EmbedError> {
+    let selected = select_device_of(device, local_rank, group.world())?;
+    tracing::info!("device {selected}");
+    Ok(selected.device)
 }
 
 /// The encoder of a checkpoint.

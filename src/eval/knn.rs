@@ -11,7 +11,7 @@ use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing, score_in
 use super::retrieval::{LabelSets, retrieval};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError, Retrieval};
-use crate::feature_table::{FeatureTable, Kind, Table, TableError, TableMeta, UnitRows};
+use crate::feature_table::{FeatureTable, Kind, Table, TableError, TableMeta};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
@@ -95,8 +95,7 @@ pub fn evaluate_with_neighbours(
     queries: &FeatureTable,
     options: &KnnOptions,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
-    let rows = UnitRows::new(bank);
-    let find = |queries: &FeatureTable, k| Ok(search(&rows, queries, k, options.leave_one_out)?);
+    let find = |queries: &FeatureTable, k| Ok(search(bank, queries, k, options.leave_one_out)?);
     evaluate_by(bank, queries, options, &find)
 }
 
@@ -196,31 +195,19 @@ fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, opti
         }
         cells
     };
-    let none = || vec![[0, 0]; ks.len() * width];
-    let add = |mut sums: Vec<Hits>, cells: &[Outcome]| {
-        for (sum, outcome) in sums.iter_mut().zip(cells) {
-            sum[0] += usize::from(outcome.rank == Some(0));
-            sum[1] += usize::from(outcome.rank.is_some_and(|rank| rank < TOP));
-        }
-        sums
-    };
-    let merge = |mut a: Vec<Hits>, b: Vec<Hits>| {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a = [a[0] + b[0], a[1] + b[1]];
-        }
-        a
-    };
     let headline = ascending.last().map_or(0, |&at| at * width);
     let outcomes: Vec<Vec<Outcome>> = labelled.par_iter().map_init(|| Ballot::new(classes), vote).collect();
-    Votes {
-        cells: outcomes.par_iter().fold(none, |sums, cells| add(sums, cells)).reduce(none, merge),
-        headline,
-        outcomes: labelled
-            .iter()
-            .zip(&outcomes)
-            .map(|(&(_, class), cells)| (class, cells[headline]))
-            .collect(),
+    let mut cells = vec![[0, 0]; ks.len() * width];
+    for outcomes in &outcomes {
+        cells.iter_mut().zip(outcomes).for_each(|(hits, outcome)| add(hits, *outcome));
     }
+    let of_headline = labelled.iter().zip(outcomes).map(|(&(_, class), cells)| (class, cells[headline]));
+    Votes { cells, headline, outcomes: of_headline.collect() }
+}
+
+fn add([top1, top5]: &mut Hits, outcome: Outcome) {
+    *top1 += usize::from(outcome.rank == Some(0));
+    *top5 += usize::from(outcome.rank.is_some_and(|rank| rank < TOP));
 }
 
 fn report(
@@ -394,11 +381,10 @@ fn collapsed(meta: &TableMeta, features: &[f32], who: &str) -> Option<String> {
 
 fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore> {
     let mut counts = vec![(0, [0, 0]); classes.len()];
-    for (class, outcome) in votes {
-        if let Some((queries, [top1, top5])) = counts.get_mut(class.index()) {
+    for &(class, outcome) in votes {
+        if let Some((queries, hits)) = counts.get_mut(class.index()) {
             *queries += 1;
-            *top1 += usize::from(outcome.rank == Some(0));
-            *top5 += usize::from(outcome.rank.is_some_and(|rank| rank < TOP));
+            add(hits, outcome);
         }
     }
     let score = |(class, (queries, hits)): (&String, (usize, Hits))| {

@@ -18,9 +18,6 @@ mod retrieval;
 mod thumbnails;
 mod vote;
 
-#[cfg(test)]
-use tests::duplicate as duplicate_row;
-
 pub use bank::{check_whole, checkpoint_bank, checkpoint_of_bank, open_bank};
 #[cfg(feature = "torch")]
 pub use distributed::{evaluate_over, gather_table, share};
@@ -32,8 +29,8 @@ pub use knn::{
 };
 #[cfg(feature = "torch")]
 pub use linear::{
-    ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, ProbeTables, Score, Solver,
-    SweepCell, classify, probe, probe_augmented,
+    ClassifierReport, LinearOptions, LinearReport, ProbeReport, ProbeTables, Score, Solver, SweepCell,
+    classify, probe, probe_augmented,
 };
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing, write_neighbours};
 pub use retrieval::{LabelSets, RecallAt, Retrieval};
@@ -93,6 +90,10 @@ pub enum EvalError {
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// Images cannot be embedded.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
     /// The other processes failed.
     #[cfg(feature = "torch")]
     #[error(transparent)]
@@ -110,6 +111,8 @@ impl EvalError {
             Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
             Self::Storage(error) => error.failure(),
+            #[cfg(feature = "torch")]
+            Self::Embed(error) => error.failure(),
             #[cfg(feature = "torch")]
             Self::Distributed(error) => error.failure(),
         }

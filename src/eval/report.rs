@@ -101,23 +101,28 @@ impl KnnReport {
     }
 }
 
-/// A kNN report over one or several features.
+/// A report over one or several features.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct KnnReports {
+pub struct Reports<T> {
     /// That of the first feature.
     #[serde(flatten)]
-    pub first: KnnReport,
+    pub first: T,
     /// Those of the others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub other_features: Vec<KnnReport>,
+    pub other_features: Vec<T>,
 }
 
-impl KnnReports {
+impl<T> Reports<T> {
     /// The report of each feature.
-    pub fn all(&self) -> impl Iterator<Item = &KnnReport> {
+    pub fn all(&self) -> impl Iterator<Item = &T> {
         std::iter::once(&self.first).chain(&self.other_features)
     }
+}
 
+/// The kNN reports of one or several features.
+pub type KnnReports = Reports<KnnReport>;
+
+impl KnnReports {
     /// What to call the feature of each report: where several have one name, with split and dataset; where
     /// that is one too, with the number of the pair.
     pub fn names(&self) -> Vec<String> {
@@ -226,9 +231,9 @@ pub fn write_neighbours(
 ) -> Result<(), EvalError> {
     let failed = |source: ParquetError| location.failed_by("write", source);
     let batch = |range: Range<usize>| {
-        let found = range.start * neighbours.k..range.end * neighbours.k;
-        let rows = neighbours.rows[found.clone()].iter().map(|&row| row as usize);
-        let similarities = Float32Array::from(neighbours.similarities[found].to_vec());
+        let found = &neighbours.found[range.start * neighbours.k..range.end * neighbours.k];
+        let rows = found.iter().map(|&(row, _)| row as usize);
+        let similarities = Float32Array::from_iter_values(found.iter().map(|&(_, similarity)| similarity));
         let [of_bank, of_queries] = row_names;
         let columns: [(&str, ArrayRef); 3] = [
             ("query_id", ids(of_queries, queries, range.clone())),

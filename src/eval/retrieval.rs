@@ -172,11 +172,8 @@ pub(super) fn retrieval(
         own.into_iter().chain(duplicates.iter().copied().filter(move |&other| own != Some(other)))
     };
     let looked_up: HashSet<InstanceId> = labelled.iter().flat_map(|&query| ids_left_out(query)).collect();
-    let row_of: HashMap<InstanceId, usize> = if looked_up.is_empty() {
-        HashMap::new()
-    } else {
-        bank.ids().zip(0..).filter(|(id, _)| looked_up.contains(id)).collect()
-    };
+    let row_of: HashMap<InstanceId, usize> =
+        bank.ids().zip(0..).filter(|(id, _)| looked_up.contains(id)).collect();
     let left_out = |query: usize| {
         let rows = ids_left_out(query).filter_map(|id| row_of.get(&id));
         rows.filter(|&&row| relevance.holds(query, row)).count()
@@ -209,8 +206,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::eval::tests::{options, table};
-    use crate::eval::{Duplicates, duplicate_row, evaluate, evaluate_with_neighbours};
+    use crate::eval::tests::{duplicate, options, table};
+    use crate::eval::{Duplicates, evaluate, evaluate_with_neighbours};
 
     #[test]
     fn a_ranking_worked_by_hand() {
@@ -291,7 +288,7 @@ mod tests {
             queries.labels.iter_mut().step_by(5).for_each(|label| *label = None);
             let pairs = [(2_u32, 5_u32), (2, 9), (3, 3), (4, 900)];
             let duplicates: Vec<_> = (0..).zip(pairs).flat_map(|(group, (query, row))| {
-                [duplicate_row(group, "val", query), duplicate_row(group, "train", row)]
+                [duplicate(group, "val", query), duplicate(group, "train", row)]
             }).collect();
             bank.meta.split = if own { "val" } else { "train" }.into();
             let exclude = (excluded && !own).then(|| Duplicates::between(&duplicates, "val", "train"));

@@ -46,11 +46,7 @@ impl Thumbnails {
         let source = open_split(dataset, manifest, split, None)?;
         let ids: BTreeSet<InstanceId> = ids.into_iter().collect();
         let paths = read_paths(dataset, manifest.split(dataset, split)?, &ids)?;
-        let jpegs = squares(source.as_ref(), ids, |bytes, orientation| {
-            let image = square(bytes, orientation, SIDE)?;
-            encode_jpeg(&image, QUALITY).ok()
-        });
-        Ok(Self { jpegs, paths })
+        Ok(Self { jpegs: squares(source.as_ref(), ids, thumbnail), paths })
     }
 
     /// No images, but names of instances.
@@ -60,8 +56,7 @@ impl Thumbnails {
 
     /// Adds an image of a file; one that cannot be shown is left out.
     pub fn add(&mut self, id: InstanceId, path: &str, bytes: &[u8], orientation: ExifOrientation) {
-        let jpeg = square(bytes, orientation, SIDE).and_then(|image| encode_jpeg(&image, QUALITY).ok());
-        self.jpegs.extend(jpeg.map(|jpeg| (id, jpeg)));
+        self.jpegs.extend(thumbnail(bytes, orientation).map(|jpeg| (id, jpeg)));
         self.paths.insert(id, path.to_owned());
     }
 
@@ -138,6 +133,10 @@ fn squares<T: Send>(
         }));
     }
     made
+}
+
+fn thumbnail(bytes: &[u8], orientation: ExifOrientation) -> Option<Vec<u8>> {
+    encode_jpeg(&square(bytes, orientation, SIDE)?, QUALITY).ok()
 }
 
 /// The middle of an image as a square of at most `side` pixels; a small image is not made larger.

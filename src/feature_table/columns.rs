@@ -28,8 +28,8 @@ struct Role {
     name: &'static str,
     /// Its name in the format.
     usual: &'static str,
-    /// Other names that it may have, in lower case; none for any.
-    others: &'static [&'static str],
+    /// Other names that it may have, in lower case, with spaces between; none for any.
+    others: &'static str,
     fits: fn(&DataType) -> bool,
     expected: &'static str,
     option: &'static str,
@@ -38,7 +38,7 @@ struct Role {
 const VECTOR: Role = Role {
     name: "vectors",
     usual: "feature",
-    others: &[],
+    others: "",
     fits: is_vectors,
     expected: "lists of float16, float32 or float64",
     option: "--vector-column",
@@ -46,20 +46,7 @@ const VECTOR: Role = Role {
 const ID: Role = Role {
     name: "ids",
     usual: "instance_id",
-    others: &[
-        "id",
-        "ids",
-        "image_id",
-        "key",
-        "__key__",
-        "path",
-        "image_path",
-        "file",
-        "filename",
-        "file_name",
-        "url",
-        "uuid",
-    ],
+    others: "id ids image_id key __key__ path image_path file filename file_name url uuid",
     fits: |kind| is_number(kind) || is_text(kind),
     expected: "integers or text",
     option: "--id-column",
@@ -67,23 +54,8 @@ const ID: Role = Role {
 const LABEL: Role = Role {
     name: "labels",
     usual: "label",
-    others: &[
-        "labels",
-        "class",
-        "classes",
-        "class_id",
-        "class_name",
-        "class_label",
-        "label_name",
-        "fine_label",
-        "coarse_label",
-        "category",
-        "categories",
-        "target",
-        "targets",
-        "tags",
-        "y",
-    ],
+    others: "labels class classes class_id class_name class_label label_name fine_label coarse_label category \
+             categories target targets tags y",
     fits: is_labels,
     expected: "integers, whole floats or text, or lists of integers or text",
     option: "--label-column",
@@ -93,7 +65,7 @@ const STEP: Role = Role {
     usual: "updated_step",
     fits: is_number,
     expected: "integers",
-    others: &[],
+    others: "",
     option: "",
 };
 
@@ -178,7 +150,7 @@ impl Search<'_> {
                 && (role.fits)(field.data_type())
                 // Numbers that may be anything are labels only where they are named so.
                 && !field.data_type().is_floating()
-                && (role.others.is_empty() || role.others.contains(&name.as_str()))
+                && (role.others.is_empty() || role.others.split(' ').any(|other| other == name))
         };
         let fields = self.schema.fields().iter().enumerate();
         let meant: Vec<usize> = fields.filter(|(_, field)| is_meant(field)).map(|(at, _)| at).collect();
@@ -277,39 +249,22 @@ fn list_parts(lists: &ArrayRef) -> (ArrayRef, Vec<usize>) {
     }
 }
 
-/// Names, numbered in the order of their first use.
-#[derive(Debug, Default)]
-pub(super) struct Names {
-    numbers: HashMap<String, u32>,
-    pub names: Vec<String>,
-}
-
-impl Names {
-    fn number(&mut self, name: &str) -> u32 {
-        if let Some(&number) = self.numbers.get(name) {
-            return number;
-        }
-        let number = self.names.len() as u32;
-        self.numbers.insert(name.to_owned(), number);
-        self.names.push(name.to_owned());
-        number
-    }
-}
-
 /// The rows of a table while they are read.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    pub columns: Columns,
+    pub ids: Vec<InstanceId>,
+    pub labels: Vec<Option<ClassId>>,
+    pub updated_step: Vec<Option<u64>>,
     pub features: Vec<f32>,
     /// The length of a vector, once it is known.
     pub dim: Option<usize>,
-    /// The ids, where they are text; `columns` then numbers the rows.
+    /// The ids, where they are text; `ids` then numbers the rows.
     pub id_texts: Vec<String>,
-    /// The class names, where classes are names.
-    pub names: Names,
-    /// For each row its class in `names`, where a row has one name.
+    /// The class names, where classes are names, each with its number in the order of their first use.
+    pub names: HashMap<String, u32>,
+    /// For each row the number of its class, where a row has one name.
     pub named: Vec<Option<u32>>,
-    /// For each row its labels, where it may have several: numbers, or positions in `names`.
+    /// For each row its labels, where it may have several: numbers, or those of `names`.
     pub sets: Vec<Vec<u32>>,
 }
 
@@ -328,7 +283,7 @@ impl Rows {
             let index = index.expect("the batch has the columns that were asked for");
             (schema.field(index).name().as_str(), batch.column(index))
         };
-        let first = self.columns.ids.len();
+        let first = self.ids.len();
         let null_in =
             |array: &ArrayRef| (0..array.len()).find(|row| array.is_null(*row)).unwrap_or(0) + first;
         let (vector_name, vectors) = column(found.vector);
@@ -372,7 +327,13 @@ impl Rows {
             Some((name, steps)) => integers(table, name, steps)?,
             None => nothing(),
         };
-        self.columns.append(table, &ids, &labels, &steps)?;
+        for (row, &id) in (first..).zip(ids.values()) {
+            self.ids.push(id_of(table, row, id)?);
+        }
+        for (row, label) in (first..).zip(&labels) {
+            self.labels.push(label_of(table, row, label, MOST_CLASSES)?);
+        }
+        self.updated_step.extend(steps.iter().map(step_of));
         self.append_vectors(first, vectors).map_err(|reason| wrong(table, vector_name, reason))
     }
 
@@ -400,7 +361,12 @@ impl Rows {
                 format!("holds a class without a name in row {row}, expected null where there is none");
             return Err(wrong(table, name, reason));
         }
-        Ok(self.names.number(label))
+        if let Some(&number) = self.names.get(label) {
+            return Ok(number);
+        }
+        let number = self.names.len() as u32;
+        self.names.insert(label.to_owned(), number);
+        Ok(number)
     }
 
     fn append_sets(
@@ -500,48 +466,6 @@ fn whole_numbers(table: &str, name: &str, first: usize, array: &ArrayRef) -> Res
 
 fn cast_to(table: &str, array: &ArrayRef, kind: &DataType) -> Result<ArrayRef, TableError> {
     cast(array, kind).map_err(|source| TableError::Malformed { table: table.into(), source })
-}
-
-/// The columns beside the vectors.
-#[derive(Debug, Default)]
-pub(super) struct Columns {
-    pub ids: Vec<InstanceId>,
-    pub labels: Vec<Option<ClassId>>,
-    pub updated_step: Vec<Option<u64>>,
-}
-
-impl Columns {
-    /// Adds the rows of a batch.
-    pub(super) fn append(
-        &mut self,
-        table: &str,
-        ids: &Int64Array,
-        labels: &Int64Array,
-        steps: &Int64Array,
-    ) -> Result<(), TableError> {
-        let first = self.ids.len();
-        for (row, &id) in (first..).zip(ids.values()) {
-            self.ids.push(id_of(table, row, id)?);
-        }
-        for (row, label) in (first..).zip(labels) {
-            self.labels.push(label_of(table, row, label, MOST_CLASSES)?);
-        }
-        self.updated_step.extend(steps.iter().map(step_of));
-        Ok(())
-    }
-
-    /// The number of classes that the labels need.
-    pub(super) fn classes(&self) -> usize {
-        self.labels.iter().flatten().map(|class| class.index() + 1).max().unwrap_or(0)
-    }
-
-    /// Checks what the format promises of ids and labels.
-    pub(super) fn check(&self, table: &str, kind: Kind, classes: usize) -> Result<(), TableError> {
-        check_ids(kind, &self.ids, |row| (table.into(), row))?;
-        (0..).zip(&self.labels).try_for_each(|(row, &label)| {
-            label_of(table, row, Some(ClassId::to_stored(label)), classes).map(drop)
-        })
-    }
 }
 
 /// The instance of a row, by the number in its file.

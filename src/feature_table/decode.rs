@@ -3,6 +3,8 @@
 //! The messages of Arrow are checked before arrow's decoder sees them: it takes offsets and lengths on trust, and a
 //! wrong one would end the process. Damage that the decoders meet with a panic is an error all the same.
 
+use std::iter;
+
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
 use arrow::datatypes::{Schema, SchemaRef};
@@ -23,7 +25,7 @@ const PARQUET: &[u8] = b"PAR1";
 /// What a message of an Arrow IPC stream begins with.
 const CONTINUATION: [u8; 4] = [0xff; 4];
 /// Bytes after the footer of an Arrow IPC file: its length and the magic word.
-const TRAILER_BYTES: usize = 10;
+pub(super) const TRAILER_BYTES: usize = 10;
 /// The largest factor by which a buffer may claim to be compressed: more than runs of zeros reach.
 const COMPRESSION: u64 = 1 << 17;
 
@@ -32,6 +34,9 @@ pub(super) struct Contents {
     schema: SchemaRef,
     body: Body,
 }
+
+/// Record batches, or what is wrong with one.
+pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
 enum Body {
     /// Record batches and the dictionaries of their columns, each of these before the batches that need it.
@@ -43,12 +48,30 @@ enum Body {
     Parquet(Bytes),
 }
 
+/// What the footer of an Arrow IPC file says.
+pub(super) struct Footer {
+    pub schema: Schema,
+    version: MetadataVersion,
+    /// Dictionaries, then record batches.
+    pub blocks: Vec<Block>,
+}
+
+impl Footer {
+    /// Reads the bytes between the blocks and the trailer.
+    pub(super) fn of(bytes: &[u8]) -> Result<Self, ArrowError> {
+        let footer = root_as_footer(bytes).map_err(|error| wrong(error.to_string()))?;
+        let schema = try_fb_to_schema(footer.schema().ok_or_else(|| wrong("it has no schema"))?)?;
+        let blocks = footer.dictionaries().into_iter().chain(footer.recordBatches()).flatten().copied();
+        Ok(Self { schema, version: footer.version(), blocks: blocks.collect() })
+    }
+}
+
 /// Makes an error of a panic, as the readers of arrow and parquet have for some damaged files.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, ArrowError> {
     guard(read).unwrap_or_else(|_| Err(wrong("a column cannot be decoded")))
 }
 
-fn wrong(reason: impl Into<String>) -> ArrowError {
+pub(super) fn wrong(reason: impl Into<String>) -> ArrowError {
     ArrowError::ParseError(reason.into())
 }
 
@@ -77,13 +100,8 @@ impl Contents {
         let trailer_at = bytes.len().checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
         let trailer = bytes[trailer_at..].first_chunk().ok_or_else(cut)?;
         let footer_at = trailer_at.checked_sub(read_footer_length(*trailer)?).ok_or_else(cut)?;
-        let footer =
-            root_as_footer(&bytes[footer_at..trailer_at]).map_err(|error| wrong(error.to_string()))?;
-        let schema = try_fb_to_schema(footer.schema().ok_or_else(|| wrong("it has no schema"))?)?;
-        let blocks =
-            footer.dictionaries().into_iter().chain(footer.recordBatches()).flatten().copied().collect();
-        let version = footer.version();
-        let body = Body::Arrow { bytes: Buffer::from(bytes.clone()), version, blocks };
+        let Footer { schema, version, blocks } = Footer::of(&bytes[footer_at..trailer_at])?;
+        let body = Body::Arrow { bytes: Buffer::from(bytes), version, blocks };
         Ok(Self { schema: schema.into(), body })
     }
 
@@ -133,23 +151,19 @@ impl Contents {
         &self.schema
     }
 
-    /// Hands on every batch with some of the columns, given and returned in the order of the schema.
-    pub(super) fn read<E: From<ArrowError>>(
-        self,
-        columns: &[usize],
-        mut each: impl FnMut(&RecordBatch) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// Every batch with some of the columns, given and returned in the order of the schema.
+    pub(super) fn batches(self, columns: &[usize]) -> Result<Batches, ArrowError> {
         match self.body {
             Body::Arrow { bytes, version, blocks } => {
                 let mut decoder = FileDecoder::new(self.schema, version).with_projection(columns.to_vec());
-                for block in &blocks {
+                let mut batch = move |block: &Block| {
                     let (message, is_dictionary) = checked_block(&bytes, block)?;
                     if is_dictionary {
-                        guarded(|| decoder.read_dictionary(block, &message))?;
-                    } else if let Some(batch) = guarded(|| decoder.read_record_batch(block, &message))? {
-                        each(&batch)?;
+                        return guarded(|| decoder.read_dictionary(block, &message)).map(|()| None);
                     }
-                }
+                    guarded(|| decoder.read_record_batch(block, &message))
+                };
+                Ok(Box::new(blocks.into_iter().filter_map(move |block| batch(&block).transpose())))
             }
             Body::Parquet(bytes) => {
                 let mut reader = guarded(|| {
@@ -157,12 +171,9 @@ impl Contents {
                     let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
                     Ok(builder.with_projection(mask).build()?)
                 })?;
-                while let Some(batch) = guarded(|| reader.next().transpose())? {
-                    each(&batch)?;
-                }
+                Ok(Box::new(iter::from_fn(move || guarded(|| reader.next().transpose()).transpose())))
             }
         }
-        Ok(())
     }
 }
 

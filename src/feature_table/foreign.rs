@@ -3,17 +3,17 @@
 //! Columns are found by type and name (`columns.rs`). Ids may be text or missing, classes may be names, and
 //! an image may have several labels.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use arrow::datatypes::Schema;
 use bytes::Bytes;
 
 use super::TableError;
-use super::columns::{ColumnNames, Found, Names, Rows, is_text, item_type};
+use super::columns::{ColumnNames, Found, Rows, check_ids, is_text, item_type, label_of};
 use super::decode::Contents;
 use super::rows::{check_vectors, first_not_of_unit_length};
 use super::schema::NamedMeta;
-use super::table::{FeatureTable, Wrong};
+use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::Location;
 
@@ -124,12 +124,12 @@ pub(super) fn of_bytes(
     let not_a_table = |reason| TableError::NotATable { table: table.into(), reason };
     let contents = Contents::of(bytes).map_err(malformed)?;
     let named = NamedMeta::of(contents.schema()).map_err(not_a_table)?;
-    let is_ours = named.is_ours();
+    let is_ours = named.is_ours;
     let found = match names.filter(|_| !is_ours) {
         None => Found::of_format(table, contents.schema())?,
         Some(names) => Found::of(table, contents.schema(), names)?,
     };
-    let (schema, says_length) = (contents.schema().clone(), named.says_unit_length());
+    let (schema, says_length) = (contents.schema().clone(), named.unit_length.is_some());
     // Only a table of another program can have its ids in another column.
     let with_cure = |error: TableError| match (error, found.id.filter(|_| names.is_some() && !is_ours)) {
         (TableError::Id { table, row, id, reason }, Some(at)) => {
@@ -144,31 +144,28 @@ pub(super) fn of_bytes(
         (error, _) => error,
     };
     let mut rows = Rows::default();
-    contents
-        .read(&found.positions(), |batch| rows.append(table, &found, batch).map_err(Wrong::Table))
-        .map_err(|error| match error {
-            Wrong::Table(error) => with_cure(error),
-            Wrong::Arrow(source) => malformed(source),
-        })?;
-    if names.is_some() && rows.columns.ids.is_empty() {
+    for batch in contents.batches(&found.positions()).map_err(malformed)? {
+        rows.append(table, &found, &batch.map_err(malformed)?).map_err(with_cure)?;
+    }
+    if names.is_some() && rows.ids.is_empty() {
         return Err(TableError::Empty { table: table.into() });
     }
-    let Rows { mut columns, features, dim, id_texts, names, named: of_row, sets } = rows;
+    let Rows { ids, mut labels, updated_step, features, dim, id_texts, names, named: of_row, sets } = rows;
     let dim = named.dim(dim).map_err(not_a_table)?;
     let not_unit = if says_length { None } else { first_not_of_unit_length(dim, &features) };
     let is_zero = |row: &[f32]| row.iter().all(|&x| x == 0.0);
     let zero = not_unit.and_then(|_| features.chunks_exact(dim).position(is_zero));
-    let mut meta = named.complete(dim, || not_unit.is_none(), columns.classes());
+    let classes = labels.iter().flatten().map(|class| class.index() + 1).max().unwrap_or(0);
+    let mut meta = named.complete(dim, not_unit.is_none(), classes);
     let label = found.label.map(|at| schema.field(at));
-    let labels = match label.map(|field| (item_type(field.data_type()).is_some(), field.data_type())) {
+    let kind_of_labels = match label.map(|field| (item_type(field.data_type()).is_some(), field.data_type()))
+    {
         None => ForeignLabels::None,
         Some((false, kind)) if is_text(kind) => {
             let (classes, places) = sorted(names);
             meta.classes = classes;
-            columns.labels = of_row
-                .iter()
-                .map(|class| class.map(|class| ClassId(places[class as usize] as u16)))
-                .collect();
+            let class = |number: u32| ClassId(places[number as usize] as u16);
+            labels = of_row.iter().map(|number| number.map(class)).collect();
             ForeignLabels::Names
         }
         Some((false, _)) => ForeignLabels::Numbers,
@@ -191,16 +188,13 @@ pub(super) fn of_bytes(
             ForeignLabels::Sets { rows, are_names }
         }
     };
-    columns.check(table, meta.kind, meta.classes.len()).map_err(with_cure)?;
+    check_ids(meta.kind, &ids, |row| (table.into(), row)).map_err(with_cure)?;
+    for (row, &label) in labels.iter().enumerate() {
+        label_of(table, row, Some(ClassId::to_stored(label)), meta.classes.len())?;
+    }
     check_vectors(table, &meta, 0, &features)?;
     check_texts(table, &schema, &found, &id_texts)?;
-    let read = FeatureTable {
-        meta,
-        ids: columns.ids,
-        labels: columns.labels,
-        updated_step: columns.updated_step,
-        features,
-    };
+    let read = FeatureTable { meta, ids, labels, updated_step, features };
     if is_ours {
         return Ok((read, None));
     }
@@ -210,21 +204,21 @@ pub(super) fn of_bytes(
         Some(_) => RowNames::Ids,
     };
     let has_labels = read.labels.iter().any(Option::is_some)
-        || matches!(&labels, ForeignLabels::Sets { rows, .. } if rows.iter().any(|labels| !labels.is_empty()));
-    let labels = if has_labels { labels } else { ForeignLabels::None };
+        || matches!(&kind_of_labels, ForeignLabels::Sets { rows, .. } if rows.iter().any(|labels| !labels.is_empty()));
+    let labels = if has_labels { kind_of_labels } else { ForeignLabels::None };
     let about = about(&schema, &found, &read, &labels);
     Ok((read, Some(Foreign { table: table.into(), rows, labels, not_unit, zero, about })))
 }
 
 /// The names in order, and the place of each of the old numbers.
-fn sorted(names: Names) -> (Vec<String>, Vec<u32>) {
-    let mut order: Vec<usize> = (0..names.names.len()).collect();
-    order.sort_by(|&a, &b| names.names[a].cmp(&names.names[b]));
-    let mut places = vec![0; order.len()];
-    for (place, &number) in order.iter().enumerate() {
-        places[number] = place as u32;
+fn sorted(names: HashMap<String, u32>) -> (Vec<String>, Vec<u32>) {
+    let mut names: Vec<(String, u32)> = names.into_iter().collect();
+    names.sort_unstable();
+    let mut places = vec![0; names.len()];
+    for (place, (_, number)) in (0..).zip(&names) {
+        places[*number as usize] = place;
     }
-    (order.iter().map(|&number| names.names[number].clone()).collect(), places)
+    (names.into_iter().map(|(name, _)| name).collect(), places)
 }
 
 /// Checks that no id occurs twice.

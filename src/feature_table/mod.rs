@@ -20,7 +20,7 @@ mod writer;
 
 pub use columns::ColumnNames;
 pub use foreign::{Foreign, ForeignLabels, RowNames};
-pub use rows::{Dtype, PendingVectors, Table, TableSlice, UnitRows, Vectors};
+pub use rows::{Dtype, PendingVectors, Table, Vectors, normalise, read_ahead};
 pub use schema::{Kind, TableMeta};
 pub use stored::{StoredTable, open_table};
 pub use table::{FeatureTable, TableSummary};

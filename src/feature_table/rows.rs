@@ -1,7 +1,9 @@
 //! Vectors of a table by ranges of rows, in memory or as they come from a file.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::iter;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -74,152 +76,38 @@ impl dyn Table + '_ {
     pub fn has_labels(&self) -> bool {
         self.labels().any(|label| label.is_some())
     }
-}
 
-/// A run of a table's rows, counted from 0.
-#[derive(Debug)]
-pub struct TableSlice<'a> {
-    table: &'a dyn Table,
-    rows: Range<usize>,
-}
-
-impl<'a> TableSlice<'a> {
-    /// These rows of `table`.
-    ///
-    /// # Panics
-    /// If there are no such rows.
-    pub fn new(table: &'a dyn Table, rows: Range<usize>) -> Self {
-        assert!(rows.start <= rows.end && rows.end <= table.rows(), "the table has the rows");
-        Self { table, rows }
-    }
-}
-
-#[deny(clippy::missing_trait_methods)]
-impl Table for TableSlice<'_> {
-    fn meta(&self) -> &TableMeta {
-        self.table.meta()
-    }
-
-    fn rows(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn id(&self, row: usize) -> InstanceId {
-        self.table.id(self.rows.start + row)
-    }
-
-    fn label(&self, row: usize) -> Option<ClassId> {
-        self.table.label(self.rows.start + row)
-    }
-
-    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
-        self.table.updated_steps(rows.start + self.rows.start..rows.end + self.rows.start)
-    }
-
-    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
-        let own = |range: Range<usize>| range.start.max(self.rows.start)..range.end.min(self.rows.end);
-        let here = self.table.ranges(longest).into_iter().map(own).filter(|range| !range.is_empty());
-        here.map(|range| range.start - self.rows.start..range.end - self.rows.start).collect()
-    }
-
-    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
-        let start = self.rows.start;
-        self.table.start_read(rows.start + start..rows.end + start).counted_from(start)
-    }
-
-    /// Checks the whole table.
-    fn verify(&self) -> Result<(), TableError> {
-        self.table.verify()
-    }
-}
-
-/// A table whose rows are brought to unit length as they are read, so that inner products are cosines. Rows of a table
-/// that says that they are of unit length keep their bits, and a row of zeros stays.
-#[derive(Debug)]
-pub struct UnitRows<'a> {
-    table: &'a dyn Table,
-    meta: TableMeta,
-}
-
-impl<'a> UnitRows<'a> {
-    /// The rows of `table` at unit length.
-    pub fn new(table: &'a dyn Table) -> Self {
-        Self { table, meta: TableMeta { unit_length: true, ..table.meta().clone() } }
-    }
-}
-
-#[deny(clippy::missing_trait_methods)]
-impl Table for UnitRows<'_> {
-    fn meta(&self) -> &TableMeta {
-        &self.meta
-    }
-
-    fn rows(&self) -> usize {
-        self.table.rows()
-    }
-
-    fn id(&self, row: usize) -> InstanceId {
-        self.table.id(row)
-    }
-
-    fn label(&self, row: usize) -> Option<ClassId> {
-        self.table.label(row)
-    }
-
-    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
-        self.table.updated_steps(rows)
-    }
-
-    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
-        self.table.ranges(longest)
-    }
-
-    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
-        let read = self.table.start_read(rows);
-        if self.table.meta().unit_length { read } else { read.at_unit_length() }
-    }
-
-    fn verify(&self) -> Result<(), TableError> {
-        self.table.verify()
+    /// Starts to read the vectors as [`Table::start_read`], and brings them to unit length. Rows of a table that says
+    /// that they are of unit length keep their bits, and a row of zeros stays.
+    pub fn start_unit_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
+        let mut read = self.start_read(rows);
+        read.vectors.unit = !self.meta().unit_length;
+        read
     }
 }
 
 /// Vectors that are being read.
 #[derive(Debug)]
 pub struct PendingVectors<'a> {
-    source: Source<'a>,
-    first: FirstRow,
-    /// Whether they are brought to unit length.
-    unit: bool,
+    /// Of a file still without their bytes.
+    vectors: Vectors<'a>,
+    read: Option<PendingRead>,
+    /// Where the bytes begin in the file, if they count towards its digest.
+    digest: Option<(&'a RunningDigest, u64)>,
 }
 
 /// The number of the first row of a range.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FirstRow {
-    /// As the reader counts rows.
+    /// In the table.
     pub counted: usize,
     /// In its file, which errors name.
     pub in_file: usize,
 }
 
-#[derive(Debug)]
-enum Source<'a> {
-    Memory {
-        features: &'a [f32],
-        dim: usize,
-    },
-    File {
-        read: PendingRead,
-        values: Dtype,
-        table: &'a str,
-        meta: &'a TableMeta,
-        /// Where the bytes begin in the file, if they count towards its digest.
-        digest: Option<(&'a RunningDigest, u64)>,
-    },
-}
-
 /// How a file holds the numbers of its vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits.
     F32,
@@ -260,15 +148,6 @@ impl Dtype {
     }
 }
 
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-        })
-    }
-}
-
 impl std::str::FromStr for Dtype {
     type Err = String;
 
@@ -284,56 +163,54 @@ impl<'a> PendingVectors<'a> {
     /// Vectors in memory, from row `first` on.
     pub(super) fn memory(features: &'a [f32], dim: usize, first: usize) -> Self {
         let first = FirstRow { counted: first, in_file: first };
-        Self { source: Source::Memory { features, dim }, first, unit: false }
+        let vectors = Vectors { held: Held::Memory { features, dim }, first, unit: false };
+        Self { vectors, read: None, digest: None }
     }
 
-    /// Vectors that are read from a file.
+    /// Vectors that are read from a file; with `digest` their bytes, which begin there in the file, count towards it.
     pub(super) fn file(
         read: PendingRead,
         values: Dtype,
         table: &'a str,
         meta: &'a TableMeta,
         first: FirstRow,
+        digest: Option<(&'a RunningDigest, u64)>,
     ) -> Self {
-        Self { source: Source::File { read, values, table, meta, digest: None }, first, unit: false }
-    }
-
-    /// Likewise, and the bytes, which begin here in the file, will count towards its digest.
-    pub(super) fn counted_in(mut self, running: Option<&'a RunningDigest>, offset: u64) -> Self {
-        if let Source::File { digest, .. } = &mut self.source {
-            *digest = running.map(|running| (running, offset));
-        }
-        self
-    }
-
-    /// Likewise, but the vectors will be brought to unit length.
-    pub(super) fn at_unit_length(self) -> Self {
-        Self { unit: true, ..self }
-    }
-
-    /// Likewise, with rows counted from one of the table's.
-    pub(super) fn counted_from(mut self, row: usize) -> Self {
-        self.first.counted -= row;
-        self
+        let held = Held::File { bytes: Bytes::new(), values, table, meta };
+        Self { vectors: Vectors { held, first, unit: false }, read: Some(read), digest }
     }
 
     /// Waits for the vectors.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn finish(self) -> Result<Vectors<'a>, TableError> {
-        let held = match self.source {
-            Source::Memory { features, dim } => Held::Memory { features, dim },
-            Source::File { read, values, table, meta, digest } => {
-                let bytes = read.finish()?;
-                if let Some((digest, offset)) = digest {
-                    digest.add(offset, &bytes)?;
-                }
-                Held::File { bytes, values, table, meta }
+    pub fn finish(mut self) -> Result<Vectors<'a>, TableError> {
+        if let (Some(read), Held::File { bytes, .. }) = (self.read, &mut self.vectors.held) {
+            *bytes = read.finish()?;
+            if let Some((digest, offset)) = self.digest {
+                digest.add(offset, bytes)?;
             }
-        };
-        Ok(Vectors { held, first: self.first, unit: self.unit })
+        }
+        Ok(self.vectors)
     }
+}
+
+/// Goes through items, each with a read of it that was started while those before it were waited for. At most `ahead`
+/// reads are under way beside: all at once would take memory, and threads, for each item.
+pub fn read_ahead<I, R>(
+    items: impl IntoIterator<Item = I>,
+    ahead: usize,
+    start: impl Fn(&I) -> R,
+) -> impl Iterator<Item = (I, R)> {
+    let mut items = items.into_iter().map(move |item| {
+        let read = start(&item);
+        (item, read)
+    });
+    let mut started = VecDeque::new();
+    iter::from_fn(move || {
+        started.extend(items.by_ref().take(1 + ahead - started.len()));
+        started.pop_front()
+    })
 }
 
 /// Vectors of a range of rows.
@@ -341,6 +218,7 @@ impl<'a> PendingVectors<'a> {
 pub struct Vectors<'a> {
     held: Held<'a>,
     first: FirstRow,
+    /// Whether they are brought to unit length.
     unit: bool,
 }
 
@@ -445,10 +323,15 @@ fn decode(bytes: &[u8], values: Dtype) -> Vec<f32> {
     }
 }
 
-/// Brings rows to unit length; the sums run in f64 and in order, so the result is the same on every machine.
-pub(super) fn normalise(features: &mut [f32], dim: usize) {
+/// The length of a vector; the sum runs in f64 and in order, so the result is the same on every machine.
+fn length(row: &[f32]) -> f64 {
+    row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Brings rows of `dim` numbers to unit length; one of zeros stays.
+pub fn normalise(features: &mut [f32], dim: usize) {
     for row in features.chunks_exact_mut(dim) {
-        let length = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let length = length(row);
         if length > 0.0 {
             row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
         }
@@ -472,7 +355,7 @@ pub(super) fn check_vectors(
             continue;
         }
         check_finite(table, meta.dim, first + row, feature)?;
-        let length = feature.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+        let length = length(feature);
         if (length - 1.0).abs() > UNIT_TOLERANCE {
             return Err(TableError::NotUnit { table: table.into(), row: first + row, length });
         }
@@ -482,7 +365,6 @@ pub(super) fn check_vectors(
 
 /// The first row that is not of unit length, with its length.
 pub(super) fn first_not_of_unit_length(dim: usize, features: &[f32]) -> Option<(usize, f64)> {
-    let length = |feature: &[f32]| feature.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
     // Where it is not a number, neither is the row.
     let is_unit = |length: &f64| (length - 1.0).abs() <= UNIT_TOLERANCE;
     features.chunks_exact(dim).map(length).enumerate().find(|(_, length)| !is_unit(length))

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::TableError;
@@ -15,12 +16,13 @@ const FORMAT_VERSION: &str = "1";
 const PREFIX: &str = "instdisc.";
 
 /// Where features come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The memory bank of a run.
     Bank,
     /// Images encoded by a checkpoint.
+    #[default]
     Embedding,
 }
 
@@ -28,7 +30,7 @@ pub enum Kind {
 ///
 /// Of a table that another program wrote, what its metadata does not name is read from the data (`dim`,
 /// `unit_length`, `classes`) or unknown: a digest, split or layer is then empty, the step 0.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableMeta {
     /// Where they come from.
     pub kind: Kind,
@@ -129,72 +131,58 @@ impl TableMeta {
     }
 }
 
+/// The entries without which metadata are not whole: those that a table of the first version has.
+const NEEDED: [&str; 8] =
+    ["kind", "layer", "dim", "dataset_digest", "split", "step", "unit_length", "classes"];
+
 /// The entries that the metadata of a schema has.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct NamedMeta {
     /// Whether this program, or one that knows the format, wrote the table.
-    is_ours: bool,
-    kind: Option<Kind>,
-    layer: Option<String>,
+    pub is_ours: bool,
+    /// Whether it has each of [`NEEDED`].
+    is_whole: bool,
     dim: Option<usize>,
-    dataset_digest: Option<String>,
-    split: Option<String>,
-    split_digest: Option<String>,
-    weights: Option<String>,
-    device: Option<String>,
-    precision: Option<String>,
-    step: Option<u64>,
-    unit_length: Option<bool>,
+    pub unit_length: Option<bool>,
     classes: Option<Vec<String>>,
+    /// The other entries; one that is not there has its default.
+    others: TableMeta,
+}
+
+/// An entry of the metadata: text as it is, other values as JSON.
+fn entry<T: DeserializeOwned>(schema: &Schema, name: &str) -> Result<Option<T>, String> {
+    let Some(text) = schema.metadata().get(&format!("{PREFIX}{name}")) else { return Ok(None) };
+    let value = serde_json::from_value(text.as_str().into()).or_else(|_| serde_json::from_str(text));
+    value.map(Some).map_err(|_| format!("metadata `{PREFIX}{name}` is `{text}`, which is not understood"))
 }
 
 impl NamedMeta {
     /// Reads the metadata; the error says which entry is wrong.
     pub(super) fn of(schema: &Schema) -> Result<Self, String> {
-        let text = |name: &str| schema.metadata().get(&format!("{PREFIX}{name}"));
-        fn parsed<T>(
-            name: &str,
-            text: Option<&String>,
-            parse: impl Fn(&str) -> Option<T>,
-        ) -> Result<Option<T>, String> {
-            let wrong =
-                |text: &String| format!("metadata `{PREFIX}{name}` is `{text}`, which is not understood");
-            text.map(|text| parse(text).ok_or_else(|| wrong(text))).transpose()
-        }
-        let version = text("format_version");
-        if let Some(version) = version.filter(|version| *version != FORMAT_VERSION) {
+        let version: Option<String> = entry(schema, "format_version")?;
+        if let Some(version) = version.as_deref().filter(|version| *version != FORMAT_VERSION) {
             return Err(format!("format version `{version}` is unknown, expected {FORMAT_VERSION}"));
         }
-        let kind = |text: &str| match text {
-            "bank" => Some(Kind::Bank),
-            "embedding" => Some(Kind::Embedding),
-            _ => None,
+        let others = TableMeta {
+            kind: entry(schema, "kind")?.unwrap_or_default(),
+            layer: entry(schema, "layer")?.unwrap_or_default(),
+            dataset_digest: entry(schema, "dataset_digest")?.unwrap_or_default(),
+            split: entry(schema, "split")?.unwrap_or_default(),
+            split_digest: entry(schema, "split_digest")?,
+            weights: entry(schema, "weights")?,
+            device: entry(schema, "device")?,
+            precision: entry(schema, "precision")?,
+            step: entry(schema, "step")?.unwrap_or_default(),
+            ..TableMeta::default()
         };
         Ok(Self {
             is_ours: version.is_some(),
-            kind: parsed("kind", text("kind"), kind)?,
-            layer: text("layer").cloned(),
-            dim: parsed("dim", text("dim"), |text| text.parse().ok())?,
-            dataset_digest: text("dataset_digest").cloned(),
-            split: text("split").cloned(),
-            split_digest: text("split_digest").cloned(),
-            weights: text("weights").cloned(),
-            device: text("device").cloned(),
-            precision: text("precision").cloned(),
-            step: parsed("step", text("step"), |text| text.parse().ok())?,
-            unit_length: parsed("unit_length", text("unit_length"), |text| text.parse().ok())?,
-            classes: parsed("classes", text("classes"), |text| serde_json::from_str(text).ok())?,
+            is_whole: NEEDED.iter().all(|name| schema.metadata().contains_key(&format!("{PREFIX}{name}"))),
+            dim: entry(schema, "dim")?,
+            unit_length: entry(schema, "unit_length")?,
+            classes: entry(schema, "classes")?,
+            others,
         })
-    }
-
-    /// Whether this program, or one that knows the format, wrote the table.
-    pub(super) fn is_ours(&self) -> bool {
-        self.is_ours
-    }
-
-    /// Whether the metadata says which length rows have.
-    pub(super) fn says_unit_length(&self) -> bool {
-        self.unit_length.is_some()
     }
 
     /// The length of the vectors: that of those that were read, which the metadata must not contradict, else the
@@ -210,44 +198,19 @@ impl NamedMeta {
     }
 
     /// Completes the metadata with what the data say.
-    pub(super) fn complete(
-        self,
-        dim: usize,
-        unit_length: impl FnOnce() -> bool,
-        classes: usize,
-    ) -> TableMeta {
+    pub(super) fn complete(self, dim: usize, unit_length: bool, classes: usize) -> TableMeta {
         TableMeta {
-            kind: self.kind.unwrap_or(Kind::Embedding),
-            layer: self.layer.unwrap_or_default(),
             dim,
-            dataset_digest: self.dataset_digest.unwrap_or_default(),
-            split: self.split.unwrap_or_default(),
-            split_digest: self.split_digest,
-            weights: self.weights,
-            device: self.device,
-            precision: self.precision,
-            step: self.step.unwrap_or_default(),
-            unit_length: self.unit_length.unwrap_or_else(unit_length),
+            unit_length: self.unit_length.unwrap_or(unit_length),
             classes: self.classes.unwrap_or_else(|| (0..classes).map(|class| class.to_string()).collect()),
+            ..self.others
         }
     }
 
-    /// The metadata as it is, where every entry that a table of the first version has is there.
+    /// The metadata as it is, where it is whole.
     pub(super) fn whole(self) -> Option<TableMeta> {
-        Some(TableMeta {
-            kind: self.kind?,
-            layer: self.layer?,
-            dim: self.dim?,
-            dataset_digest: self.dataset_digest?,
-            split: self.split?,
-            split_digest: self.split_digest,
-            weights: self.weights,
-            device: self.device,
-            precision: self.precision,
-            step: self.step?,
-            unit_length: self.unit_length?,
-            classes: self.classes?,
-        })
+        let dim = self.dim.filter(|_| self.is_whole)?;
+        Some(self.complete(dim, false, 0))
     }
 }
 

@@ -5,34 +5,31 @@
 //! holds 64 Ki vectors. So [`find_batch`] takes the byte ranges of the columns from the block's message,
 //! which arrow parses.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use arrow::array::{Array, UInt16Array, UInt16Builder};
 use arrow::error::ArrowError;
-use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::read_footer_length;
-use arrow::ipc::{root_as_footer, root_as_message};
+use arrow::ipc::{Block, root_as_message};
 use arrow::util::bit_util::get_bit;
 use bytes::Bytes;
 
 use super::TableError;
 use super::columns::{ColumnNames, check_ids, id_of, label_of, step_of};
+use super::decode::{Footer, TRAILER_BYTES, wrong};
 use super::foreign::Foreign;
-use super::rows::{Dtype, FirstRow, PendingVectors, RunningDigest, Table, split};
+use super::rows::{Dtype, FirstRow, PendingVectors, RunningDigest, Table, read_ahead, split};
 use super::schema::{NamedMeta, TableMeta, fields};
 use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, PendingRead, StorageError};
 
-/// Bytes after the footer: its length and the magic word.
-const TRAILER_BYTES: u64 = 10;
 /// Read from the end at once: as a rule the footer, with the names of a thousand classes.
 const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes before a message: a marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
-/// Reads under way while a table is opened.
-const READS_AHEAD: usize = 8;
+/// Reads under way while a table is opened, beside the one that is waited for.
+const READS_AHEAD: usize = 7;
 /// Rows whose ids and labels are read together: 1 MiB, so those of all reads under way are 8 MiB, and the
 /// column that is decoded 1 MiB.
 const COLUMN_ROWS: usize = 1 << 16;
@@ -150,38 +147,26 @@ impl StoredTable {
     /// The first thing that is wrong, with the row that it is about; also where another program wrote the
     /// table, which [`open_table`] takes.
     pub fn open(location: &Location) -> Result<Self, TableError> {
-        Self::open_all(std::slice::from_ref(location))
+        Self::open_all([(location.clone(), None)])
     }
 
-    /// Opens a table in several files, each a table itself: a bank of several owners.
+    /// Opens a table in several files, each a table itself: a bank of several owners. Where their digests are given,
+    /// [`Table::verify`] compares the bytes that were read with them.
     ///
     /// # Errors
     /// As [`StoredTable::open`]; also if the files are not parts of one table.
     ///
     /// # Panics
     /// If there is no file.
-    pub fn open_all(files: &[Location]) -> Result<Self, TableError> {
-        let files: Vec<_> = files.iter().map(|file| (file.clone(), None)).collect();
-        Self::open_with_digests(&files)
-    }
-
-    /// Opens a table in several files with their digests; [`Table::verify`] compares the bytes that were read
-    /// with them.
-    ///
-    /// # Errors
-    /// As [`StoredTable::open_all`].
-    ///
-    /// # Panics
-    /// If there is no file.
-    pub fn open_with_digests(files: &[(Location, Option<Digest>)]) -> Result<Self, TableError> {
-        let open = |(location, digest): &(Location, Option<Digest>)| match open_file(location)? {
-            Some(file) => Ok((location.clone(), *digest, file)),
+    pub fn open_all(files: impl IntoIterator<Item = (Location, Option<Digest>)>) -> Result<Self, TableError> {
+        let open = |(location, digest): (Location, Option<Digest>)| match open_file(&location)? {
+            Some(file) => Ok((location, digest, file)),
             None => {
                 let reason = "expected the columns, types and metadata that this program writes".into();
                 Err(TableError::NotATable { table: location.to_string(), reason })
             }
         };
-        Self::of_files(files.iter().map(open).collect::<Result<_, _>>()?)
+        Self::of_files(files.into_iter().map(open).collect::<Result<_, _>>()?)
     }
 
     /// How its files hold the numbers.
@@ -204,8 +189,8 @@ impl StoredTable {
 
     fn of_files(files: Vec<(Location, Option<Digest>, OpenFile)>) -> Result<Self, TableError> {
         let mut opened: Option<(TableMeta, Dtype)> = None;
-        let rows = files.iter().flat_map(|(.., file)| &file.batches).map(|batch| batch.rows.len()).sum();
-        let mut columns = HeldColumns::with_room_for(rows);
+        let total = files.iter().flat_map(|(.., file)| &file.batches).map(|batch| batch.rows.len()).sum();
+        let (mut ids, mut labels) = (Ids::Run { first: 0, rows: 0 }, UInt16Builder::with_capacity(total));
         let (mut opened_files, mut batches) = (Vec::<TableFile>::new(), Vec::<Batch>::new());
         for (file, (location, digest, of_file)) in files.into_iter().enumerate() {
             let (name, first_row) = (location.to_string(), batches.last().map_or(0, |batch| batch.rows.end));
@@ -219,7 +204,22 @@ impl StoredTable {
                 }
             }
             let classes = opened.as_ref().map_or(0, |(meta, _)| meta.classes.len());
-            columns.read(&location, &name, &own, classes)?;
+            let parts = own
+                .iter()
+                .flat_map(|batch| split(0..batch.rows.len(), COLUMN_ROWS).map(move |rows| (batch, rows)));
+            let start = |(batch, rows): &(&Batch, Range<usize>)| {
+                [&batch.ids, &batch.labels].map(|column| column.start_read(&location, rows.clone()))
+            };
+            for ((batch, rows), [of_ids, of_labels]) in read_ahead(parts, READS_AHEAD, start) {
+                let first = batch.rows.start + rows.start;
+                for (row, id) in (first..).zip(of_ids.finish()?) {
+                    ids.push(id_of(&name, row, id.unwrap_or(-1))?, total);
+                }
+                for (row, label) in (first..).zip(of_labels.finish()?) {
+                    let label = label_of(&name, row, label, classes)?;
+                    labels.append_option(label.map(|class| class.0));
+                }
+            }
             for batch in &mut own {
                 batch.file = file;
                 batch.rows = batch.rows.start + first_row..batch.rows.end + first_row;
@@ -229,7 +229,6 @@ impl StoredTable {
             opened_files.push(TableFile { location, name, digest, first_row });
         }
         let (meta, values) = opened.expect("a table has a file");
-        let HeldColumns { ids, mut labels, .. } = columns;
         if let Ids::Listed(ids) = &ids {
             check_ids(meta.kind, ids, |row| {
                 let after = opened_files.partition_point(|file| file.first_row <= row);
@@ -253,10 +252,7 @@ struct OpenFile {
 /// uncompressed.
 fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
     let name = location.to_string();
-    let not_whole = |reason: String| TableError::Malformed {
-        table: name.clone(),
-        source: ArrowError::ParseError(reason),
-    };
+    let malformed = |source: ArrowError| TableError::Malformed { table: name.clone(), source };
     if location.local_path().is_some_and(std::path::Path::is_dir) {
         return Ok(None);
     }
@@ -264,22 +260,18 @@ fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
         Err(error) if error.is_not_found() => return Err(TableError::NotThere { table: name }),
         other => other?,
     };
-    let cut = || not_whole("it is cut short".into());
-    let trailer_at = size.checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
+    let cut = || malformed(wrong("it is cut short"));
+    let trailer_at = size.checked_sub(TRAILER_BYTES as u64).ok_or_else(cut)?;
     let tail_at = size.saturating_sub(TAIL_BYTES);
     let tail = location.read_range(tail_at..size)?;
     let trailer = tail.last_chunk().filter(|_| tail.len() as u64 == size - tail_at).ok_or_else(cut)?;
-    let length = read_footer_length(*trailer)
-        .map_err(|source| TableError::Malformed { table: name.clone(), source })?;
+    let length = read_footer_length(*trailer).map_err(malformed)?;
     let footer_at = trailer_at.checked_sub(length as u64).ok_or_else(cut)?;
     let footer = match footer_at.checked_sub(tail_at) {
         Some(from) => tail.slice(from as usize..(trailer_at - tail_at) as usize),
         None => location.read_range(footer_at..trailer_at)?,
     };
-    let footer = root_as_footer(&footer).map_err(|error| not_whole(error.to_string()))?;
-    let schema = footer.schema().ok_or_else(|| not_whole("it has no schema".into()))?;
-    let schema =
-        try_fb_to_schema(schema).map_err(|source| TableError::Malformed { table: name.clone(), source })?;
+    let Footer { schema, blocks, .. } = Footer::of(&footer).map_err(malformed)?;
     let named =
         NamedMeta::of(&schema).map_err(|reason| TableError::NotATable { table: name.clone(), reason })?;
     let Some(meta) = named.whole().filter(|meta| (1..=MOST_NUMBERS).contains(&meta.dim)) else {
@@ -287,161 +279,81 @@ fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
     };
     let fits = |dtype: &Dtype| *schema.fields() == fields(meta.dim, dtype.of_arrow());
     let Some(values) = [Dtype::F32, Dtype::F16].into_iter().find(fits) else { return Ok(None) };
-    let blocks = footer.recordBatches().map(|blocks| blocks.iter().collect()).unwrap_or_default();
-    match find_batches(location, size, blocks, meta.dim * values.bytes()) {
-        Ok(batches) => Ok(Some(OpenFile { meta, values, bytes: size, batches })),
-        Err(Wrong::Compressed) => Ok(None),
-        Err(Wrong::Store(error)) => Err(error.into()),
-        Err(Wrong::Contents(reason)) => Err(not_whole(reason)),
-    }
-}
-
-/// What keeps batches from being found.
-enum Wrong {
-    Compressed,
-    Store(StorageError),
-    Contents(String),
-}
-
-impl From<&str> for Wrong {
-    fn from(reason: &str) -> Self {
-        Self::Contents(reason.into())
-    }
-}
-
-/// Reads the messages of the blocks.
-fn find_batches(
-    location: &Location,
-    size: u64,
-    blocks: Vec<&arrow::ipc::Block>,
-    vector_bytes: usize,
-) -> Result<Vec<Batch>, Wrong> {
-    let mut found = Vec::new();
-    for block in blocks {
-        let place = |value: i64| {
-            u64::try_from(value).map_err(|_| Wrong::from("a block has a negative offset or length"))
-        };
-        let at = place(block.offset())?;
-        let body = at.checked_add(place(block.metaDataLength().into())?);
-        let body = body.filter(|body| *body <= size).ok_or("a block ends after the file")?;
-        let end = body.checked_add(place(block.bodyLength())?).filter(|end| *end <= size);
-        let end = end.ok_or("a block ends after the file")?;
-        found.push((at, body, end));
-    }
+    let parts = blocks.iter().map(|block| parts_of(block, size)).collect::<Result<Vec<_>, _>>();
+    let start = |(head, _): &(Range<u64>, _)| location.start_read_range(head.clone());
     let mut batches: Vec<Batch> = Vec::new();
-    let start = |(at, body, _)| location.start_read_range(at..body);
-    read_ahead(found.into_iter(), start, |(_, body, end), read| {
-        let message = read.finish().map_err(Wrong::Store)?;
+    for ((_, body), message) in read_ahead(parts.map_err(malformed)?, READS_AHEAD, start) {
         let row = batches.last().map_or(0, |batch| batch.rows.end);
-        batches.push(find_batch(&message, row, body..end, vector_bytes)?);
-        Ok::<_, Wrong>(())
-    })?;
-    Ok(batches)
+        let found = find_batch(&message.finish()?, row, body, meta.dim * values.bytes());
+        let Some(batch) = found.map_err(malformed)? else { return Ok(None) };
+        batches.push(batch);
+    }
+    Ok(Some(OpenFile { meta, values, bytes: size, batches }))
 }
 
-/// Finds the columns of a batch in its body.
-fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize) -> Result<Batch, Wrong> {
-    let message = message.get(MESSAGE_PREFIX..).ok_or("a message is cut")?;
-    let message = root_as_message(message).map_err(|error| Wrong::Contents(error.to_string()))?;
-    let batch = message.header_as_record_batch().ok_or("a block is not a record batch")?;
+/// Where the message of a block and its body are in a file of this size.
+fn parts_of(block: &Block, size: u64) -> Result<(Range<u64>, Range<u64>), ArrowError> {
+    let whole =
+        |value: i64| u64::try_from(value).map_err(|_| wrong("a block has a negative offset or length"));
+    let after = |start: u64, length: i64| {
+        let end = start.checked_add(whole(length)?).filter(|end| *end <= size);
+        end.ok_or_else(|| wrong("a block ends after the file"))
+    };
+    let start = whole(block.offset())?;
+    let body = after(start, block.metaDataLength().into())?;
+    Ok((start..body, body..after(body, block.bodyLength())?))
+}
+
+/// Finds the columns of a batch in its body; none of a batch that is compressed.
+fn find_batch(
+    message: &Bytes,
+    row: usize,
+    body: Range<u64>,
+    vector_bytes: usize,
+) -> Result<Option<Batch>, ArrowError> {
+    let message = message.get(MESSAGE_PREFIX..).ok_or_else(|| wrong("a message is cut"))?;
+    let message = root_as_message(message).map_err(|error| wrong(error.to_string()))?;
+    let batch = message.header_as_record_batch().ok_or_else(|| wrong("a block is not a record batch"))?;
     if batch.compression().is_some() {
-        return Err(Wrong::Compressed);
+        return Ok(None);
     }
-    let rows = usize::try_from(batch.length()).map_err(|_| "a batch has no length")?;
-    let nodes = batch.nodes().ok_or("a batch has no columns")?;
+    let rows = usize::try_from(batch.length()).map_err(|_| wrong("a batch has no length"))?;
+    let (Some(nodes), Some(buffers)) = (batch.nodes(), batch.buffers()) else {
+        return Err(wrong("a batch has no columns"));
+    };
     // The nodes are id, feature, its numbers, label, step.
     if nodes.len() != 5 || nodes.iter().take(3).any(|node| node.null_count() != 0) {
-        return Err("an id or a feature is null".into());
+        return Err(wrong("an id or a feature is null"));
     }
-    let buffers = batch.buffers().ok_or("a batch has no columns")?;
     // Each has a validity and values; a list has a validity alone.
     if buffers.len() != 9 {
-        return Err("a batch has other columns".into());
+        return Err(wrong("a batch has other columns"));
     }
-    let range = |at: usize, least: Option<usize>| {
+    // Where a buffer begins, which has at least this many bytes.
+    let start = |at: usize, least: Option<usize>| {
         let buffer = buffers.get(at);
         let start = u64::try_from(buffer.offset()).ok().and_then(|offset| body.start.checked_add(offset));
         let bytes = u64::try_from(buffer.length()).ok();
         let bytes = bytes.filter(|bytes| least.is_some_and(|least| *bytes >= least as u64));
-        let (start, bytes) = start.zip(bytes).ok_or("a column is too short")?;
-        let end =
-            start.checked_add(bytes).filter(|end| *end <= body.end).ok_or("a column ends after its block")?;
-        Ok::<_, Wrong>(start..end)
+        let (start, bytes) = start.zip(bytes).ok_or_else(|| wrong("a column is too short"))?;
+        let is_within = start.checked_add(bytes).is_some_and(|end| end <= body.end);
+        if is_within { Ok(start) } else { Err(wrong("a column ends after its block")) }
     };
     let validity = |at: usize, node: usize| {
         let has_nulls = nodes.get(node).null_count() != 0;
         // Without nulls there may be bits, and they may be too few.
-        let found = range(at, Some(if has_nulls { rows.div_ceil(8) } else { 0 }))?;
-        Ok::<_, Wrong>(has_nulls.then_some(found.start))
+        let found = start(at, Some(if has_nulls { rows.div_ceil(8) } else { 0 }))?;
+        Ok::<_, ArrowError>(has_nulls.then_some(found))
     };
-    let numbers = |at: usize| Ok::<_, Wrong>(range(at, rows.checked_mul(8))?.start);
-    Ok(Batch {
+    let numbers = |at: usize| start(at, rows.checked_mul(8));
+    Ok(Some(Batch {
         file: 0,
         ids: Column { validity: None, values: numbers(1)? },
-        features: range(4, rows.checked_mul(vector_bytes))?.start,
+        features: start(4, rows.checked_mul(vector_bytes))?,
         labels: Column { validity: validity(5, 3)?, values: numbers(6)? },
         steps: Column { validity: validity(7, 4)?, values: numbers(8)? },
-        rows: row..row.checked_add(rows).ok_or("its batches have too many rows")?,
-    })
-}
-
-/// Goes through items, each with a read of it that was started while those before it were waited for. All reads at once
-/// would take memory, and threads, for each item.
-fn read_ahead<I: Clone, R, E>(
-    items: impl Iterator<Item = I>,
-    start: impl Fn(I) -> R,
-    mut each: impl FnMut(I, R) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut items = items.map(|item| (item.clone(), start(item)));
-    let mut started: VecDeque<_> = items.by_ref().take(READS_AHEAD).collect();
-    while let Some((item, read)) = started.pop_front() {
-        each(item, read)?;
-        started.extend(items.next());
-    }
-    Ok(())
-}
-
-/// The columns beside the vectors that are held in memory.
-#[derive(Debug)]
-struct HeldColumns {
-    /// The rows that they will have.
-    total: usize,
-    ids: Ids,
-    /// Two bytes a row, and a bit where some rows have none.
-    labels: UInt16Builder,
-}
-
-impl HeldColumns {
-    fn with_room_for(total: usize) -> Self {
-        Self { total, ids: Ids::Run { first: 0, rows: 0 }, labels: UInt16Builder::with_capacity(total) }
-    }
-
-    /// Reads those of a file; labels are below `classes`.
-    fn read(
-        &mut self,
-        file: &Location,
-        name: &str,
-        batches: &[Batch],
-        classes: usize,
-    ) -> Result<(), TableError> {
-        let parts = |batch: &'_ Batch| {
-            let (batch, first) = (batch.clone(), batch.rows.start);
-            split(0..batch.rows.len(), COLUMN_ROWS).map(move |rows| (batch.clone(), first, rows))
-        };
-        let start = |(batch, _, rows): (Batch, usize, Range<usize>)| {
-            [&batch.ids, &batch.labels].map(|column| column.start_read(file, rows.clone()))
-        };
-        read_ahead(batches.iter().flat_map(parts), start, |(_, first, rows), [ids, labels]| {
-            for (row, id) in (first + rows.start..).zip(ids.finish()?) {
-                self.ids.push(id_of(name, row, id.unwrap_or(-1))?, self.total);
-            }
-            for (row, label) in (first + rows.start..).zip(labels.finish()?) {
-                let label = label_of(name, row, label, classes)?;
-                self.labels.append_option(label.map(|class| class.0));
-            }
-            Ok(())
-        })
-    }
+        rows: row..row.checked_add(rows).ok_or_else(|| wrong("its batches have too many rows"))?,
+    }))
 }
 
 /// The instance of each row. Those of a whole split follow each other, and take no memory.
@@ -523,8 +435,8 @@ impl Table for StoredTable {
         let TableFile { location, name, digest, first_row } = &self.files[batch.file];
         let read = location.start_read_range(at(rows.start)..at(rows.end));
         let first = FirstRow { counted: rows.start, in_file: rows.start - first_row };
-        PendingVectors::file(read, self.values, name, &self.meta, first)
-            .counted_in(digest.as_ref(), at(rows.start))
+        let digest = digest.as_ref().map(|digest| (digest, at(rows.start)));
+        PendingVectors::file(read, self.values, name, &self.meta, first, digest)
     }
 
     fn verify(&self) -> Result<(), TableError> {

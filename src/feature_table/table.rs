@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use arrow::error::ArrowError;
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -198,17 +197,5 @@ impl Table for FeatureTable {
         let dim = self.meta.dim;
         let features = &self.features[rows.start * dim..rows.end * dim];
         PendingVectors::memory(features, dim, rows.start)
-    }
-}
-
-/// What ends the reading of batches.
-pub(super) enum Wrong {
-    Table(TableError),
-    Arrow(ArrowError),
-}
-
-impl From<ArrowError> for Wrong {
-    fn from(error: ArrowError) -> Self {
-        Self::Arrow(error)
     }
 }

@@ -36,6 +36,19 @@ pub struct RowColumns<'a> {
     pub updated_steps: &'a [Option<u64>],
 }
 
+impl RowColumns<'_> {
+    /// Those of some of the rows.
+    fn of(&self, rows: Range<usize>) -> Self {
+        let Self { ids, labels, updated_steps } = self;
+        Self { ids: &ids[rows.clone()], labels: &labels[rows.clone()], updated_steps: &updated_steps[rows] }
+    }
+
+    fn check(&self) {
+        assert_eq!(self.labels.len(), self.ids.len(), "a label or none for each row");
+        assert_eq!(self.updated_steps.len(), self.ids.len(), "a step or none for each row");
+    }
+}
+
 /// A table that is being written.
 pub struct TableWriter {
     location: Location,
@@ -80,9 +93,7 @@ impl TableWriter {
     /// # Panics
     /// If the columns differ in length.
     pub fn append(&mut self, rows: RowColumns<'_>, values: impl Into<Buffer>) -> Result<(), TableError> {
-        let RowColumns { ids, labels, updated_steps } = rows;
-        assert_eq!(labels.len(), ids.len(), "a label or none for each row");
-        assert_eq!(updated_steps.len(), ids.len(), "a step or none for each row");
+        rows.check();
         self.batch(rows, values.into())
             .and_then(|batch| self.writer.write(&batch))
             .map_err(|error| failed(&self.location, error))
@@ -119,17 +130,10 @@ impl TableWriter {
         columns: RowColumns<'_>,
         mut vectors: impl FnMut(Range<usize>) -> Result<Vec<f32>, TableError>,
     ) -> Result<Published, TableError> {
-        let RowColumns { ids, labels, updated_steps } = columns;
+        columns.check();
         let mut writer = Self::start(location, meta, Dtype::F32)?;
-        assert_eq!(labels.len(), ids.len(), "a label or none for each row");
-        assert_eq!(updated_steps.len(), ids.len(), "a step or none for each row");
-        for rows in split(0..ids.len(), BATCH_ROWS) {
-            let columns = RowColumns {
-                ids: &ids[rows.clone()],
-                labels: &labels[rows.clone()],
-                updated_steps: &updated_steps[rows.clone()],
-            };
-            writer.append(columns, vectors(rows)?)?;
+        for rows in split(0..columns.ids.len(), BATCH_ROWS) {
+            writer.append(columns.of(rows.clone()), vectors(rows)?)?;
         }
         writer.finish()
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+use strum::VariantArray;
 
 use super::text::{add, breakable, escape, grouped, percent};
 use super::{PageImages, PageInput, Section};
@@ -25,8 +26,9 @@ const QUERY: char = 'q';
 const ROW: char = 'r';
 
 /// Why a query is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr, VariantArray)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum ExampleKind {
     /// The right class won by the widest margin.
     Best,
@@ -37,23 +39,12 @@ pub enum ExampleKind {
 }
 
 impl ExampleKind {
-    const ALL: [Self; 3] = [Self::Best, Self::Worst, Self::Typical];
-
     /// What the page calls it.
     fn caption(self) -> &'static str {
         match self {
             Self::Best => "surest right",
             Self::Worst => "surest wrong",
             Self::Typical => "at random",
-        }
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Best => "best",
-            Self::Worst => "worst",
-            Self::Typical => "typical",
         }
     }
 }
@@ -165,7 +156,7 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
             "</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" \
              aria-label=\"Which queries\" id=\"kinds\">",
         );
-        let kinds = ExampleKind::ALL.map(|kind| (kind.name(), kind.caption()));
+        let kinds = ExampleKind::VARIANTS.iter().map(|kind| (kind.into(), kind.caption()));
         for (kind, name) in std::iter::once(("", "all")).chain(kinds) {
             let pressed = kind.is_empty();
             add!(
@@ -249,7 +240,7 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
          <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> {5}<span>{verdict}</span></p>\n\
          <div class=\"neighbours\">\n",
         escape(own),
-        example.kind.name(),
+        <&str>::from(example.kind),
         image(&images.queries, QUERY, query, own),
         named(&images.queries, query),
         escape(&caption(input, &images.queries, input.queries.labels[example.query], query)),

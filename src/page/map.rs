@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde_json::json;
 
 use super::text::{add, percent};
 use super::{PageImages, PageInput, Section};
@@ -125,20 +125,6 @@ fn tsne(table: &FeatureTable, rows: &[usize], components: &[[f32; 2]]) -> Vec<[f
     fit.embedding().chunks_exact(2).map(|point| [point[0], point[1]]).collect()
 }
 
-/// The data that the script draws.
-#[derive(Serialize)]
-struct Data<'a> {
-    /// The names of the classes that occur.
-    classes: Vec<&'a str>,
-    /// The class of each point.
-    class: Vec<usize>,
-    /// Its instance.
-    id: Vec<u32>,
-    pca: Vec<[u16; 2]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tsne: Option<Vec<[u16; 2]>>,
-}
-
 /// The map: its data, and the elements that the script draws into.
 pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Section> {
     let map = input.map.filter(|map| map.rows.len() > 1)?;
@@ -146,16 +132,15 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     let mut classes = names.clone();
     classes.sort_unstable();
     classes.dedup();
-    let class = names.iter().map(|name| classes.binary_search(name).unwrap_or(0)).collect();
-    let data = Data {
-        class,
-        classes,
-        id: map.rows.iter().map(|&row| input.queries.ids[row].0).collect(),
-        pca: on_grid(&map.components),
-        tsne: map.tsne.as_deref().map(on_grid),
-    };
+    let class: Vec<usize> = names.iter().map(|name| classes.binary_search(name).unwrap_or(0)).collect();
+    let id: Vec<u32> = map.rows.iter().map(|&row| input.queries.ids[row].0).collect();
+    // What the script draws: the names of the classes that occur, and of each point its class, instance and places.
+    let mut data = json!({ "classes": classes, "class": class, "id": id, "pca": on_grid(&map.components) });
+    if let Some(tsne) = &map.tsne {
+        data["tsne"] = json!(on_grid(tsne));
+    }
     // A class name may hold what would end the element.
-    let json = serde_json::to_string(&data).unwrap_or_default().replace('<', "\\u003c");
+    let json = data.to_string().replace('<', "\\u003c");
     let mut html = String::new();
     add!(
         html,

@@ -60,6 +60,20 @@ pub(super) fn breakable(name: &str) -> String {
     escape(name).replace('_', "_<wbr>")
 }
 
+/// Adds a line across a chart, at a place in hundredths of its height.
+pub(super) fn rule(html: &mut String, top: f64, label: &str) {
+    add!(html, "<span class=\"rule\" style=\"top:{top:.2}%\"><i>{label}</i></span>");
+}
+
+/// Adds a dot of a chart, at a place in hundredths of its width and height.
+pub(super) fn dot(html: &mut String, class: &str, (left, top): (f64, f64), step: u64, text: &str) {
+    let step = grouped(step);
+    add!(
+        html,
+        "<b class=\"dot {class}\" style=\"left:{left:.2}%;top:{top:.2}%\" title=\"step {step}: {text}\"></b>"
+    );
+}
+
 /// A small chart of numbers over training steps.
 pub(super) struct SmallChart<'a> {
     pub(super) name: &'a str,
@@ -95,12 +109,7 @@ impl SmallChart<'_> {
             text(*newest)
         );
         for number in [*low, *high] {
-            add!(
-                html,
-                "<span class=\"rule\" style=\"top:{:.2}%\"><i>{}</i></span>",
-                y(number),
-                (self.tick)(number)
-            );
+            rule(html, y(number), &(self.tick)(number));
         }
         if let Some(broken) = self.broken {
             add!(html, "<span class=\"rule chance\" style=\"top:{:.2}%\"></span>", y(broken).max(0.0));
@@ -114,14 +123,7 @@ impl SmallChart<'_> {
             line.join(" ")
         );
         for &(step, number) in *points {
-            add!(
-                html,
-                "<b class=\"dot top1\" style=\"left:{:.2}%;top:{:.2}%\" title=\"step {}: {}\"></b>",
-                x(step),
-                y(number),
-                grouped(step),
-                text(number)
-            );
+            dot(html, "top1", (x(step), y(number)), step, &text(number));
         }
         add!(
             html,

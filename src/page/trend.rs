@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::bank::BankSpread;
 use super::datasets::DatasetTrend;
-use super::text::{add, grouped, interval, percent};
+use super::text::{add, dot, grouped, interval, percent, rule};
 use super::{PageInput, Section};
 use crate::eval::KnnReport;
 use crate::storage::{Location, StorageError, read_concurrently};
@@ -222,12 +222,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let lines = ((high - low) / scale).round() as usize;
     for line in 0..=lines {
         let share = low + line as f64 * scale;
-        add!(
-            html,
-            "<span class=\"rule\" style=\"top:{:.2}%\"><i>{:.0} %</i></span>",
-            y(share),
-            100.0 * share
-        );
+        rule(&mut html, y(share), &format!("{:.0} %", 100.0 * share));
     }
     add!(html, "<span class=\"rule chance\" style=\"top:{:.2}%\"></span>", y(chance));
     html.push_str("<svg viewBox=\"0 0 100 100\" preserveAspectRatio=\"none\">");
@@ -249,14 +244,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     for (name, read) in series {
         for point in points {
             let share = read(point).0;
-            add!(
-                html,
-                "<b class=\"dot {name}\" style=\"left:{:.2}%;top:{:.2}%\" title=\"step {}: {}\"></b>",
-                x(point.step),
-                y(share),
-                grouped(point.step),
-                percent(share)
-            );
+            dot(&mut html, name, (x(point.step), y(share)), point.step, &percent(share));
         }
     }
     let labels = [("top5", "top-5"), ("top1", "top-1"), ("chance", "chance")];

@@ -6,7 +6,7 @@ mod amx;
 mod x86;
 
 use super::bound::{BLOCK_ROWS, GROUP, Group, LARGEST_GROUP, QUAD, Tile};
-use crate::simd::{Kernel, SimdLevel};
+use crate::simd::SimdLevel;
 
 /// A row that the bound does not rule out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,23 +42,14 @@ impl Passed {
     }
 }
 
-/// Adds the rows of each query whose number exceeds the query's threshold; see [`Group::threshold`].
-pub(super) fn filter(
-    simd_level: SimdLevel,
-    tile: &Tile,
-    group: &Group,
-    thresholds: &[i32; LARGEST_GROUP],
-    found: &mut Vec<Passed>,
-) {
-    match simd_level {
-        #[cfg(target_arch = "x86_64")]
-        SimdLevel::Amx(has) => amx::filter_amx(has, tile, group, thresholds, found),
-        #[cfg(target_arch = "x86_64")]
-        SimdLevel::Vnni(has) => x86::filter_vnni(has, tile, group, thresholds, found),
-        #[cfg(target_arch = "x86_64")]
-        SimdLevel::V3(has) => x86::filter_v3(has, tile, group, thresholds, found),
-        SimdLevel::Portable => Portable { tile, group, thresholds, found }.run(),
-    }
+/// The rows of a tile and the queries of a group.
+pub(super) struct Filter<'a> {
+    pub tile: &'a Tile,
+    pub group: &'a Group,
+    /// Of each query; see [`Group::threshold`].
+    pub thresholds: &'a [i32; LARGEST_GROUP],
+    /// Gets the rows of each query whose number exceeds the query's threshold.
+    pub found: &'a mut Vec<Passed>,
 }
 
 /// Adds a block's rows of one query, if there are any.
@@ -69,18 +60,21 @@ fn push(found: &mut Vec<Passed>, block: usize, query: usize, rows: u32) {
     }
 }
 
-struct Portable<'a> {
-    tile: &'a Tile,
-    group: &'a Group,
-    thresholds: &'a [i32; LARGEST_GROUP],
-    found: &'a mut Vec<Passed>,
-}
+impl Filter<'_> {
+    /// Finds the rows by the instructions of a level.
+    pub(super) fn run(self, simd_level: SimdLevel) {
+        match simd_level {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Amx(has) => amx::filter_amx(has, self),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Vnni(has) => x86::filter_vnni(has, self),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::V3(has) => x86::filter_v3(has, self),
+            SimdLevel::Portable => self.run_portable(),
+        }
+    }
 
-impl Kernel for Portable<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
+    fn run_portable(self) {
         let Self { tile, group, thresholds, found } = self;
         let (rows, queries): (&[u8], &[i8]) =
             (bytemuck::cast_slice(&tile.codes), bytemuck::cast_slice(&group.codes));

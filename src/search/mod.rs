@@ -16,14 +16,13 @@ mod similarity;
 mod synthetic;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use self::bound::{BLOCK_ROWS, Tile, group_size};
-use self::query_block::{Neighbour, QueryBlock, Rows};
-use crate::feature_table::{FeatureTable, PendingVectors, Table, TableError, Vectors};
+use self::query_block::{QueryBlock, Rows};
+use crate::feature_table::{FeatureTable, Table, TableError, read_ahead};
 use crate::simd::SimdLevel;
 
 pub use synthetic::{Shape, draw_tables};
@@ -47,23 +46,21 @@ const BLOCKS_PER_THREAD: usize = 4;
 pub struct Neighbours {
     /// Neighbours of each query.
     pub k: usize,
-    /// `[queries * k]`: rows of the bank's table.
-    pub rows: Vec<u32>,
-    /// `[queries * k]`: inner products.
-    pub similarities: Vec<f32>,
+    /// `[queries * k]`: a row of the bank's table, and the inner product.
+    pub found: Vec<(u32, f32)>,
 }
 
 impl Neighbours {
     /// (row of the bank's table, similarity) of one query's neighbours.
     pub fn of(&self, query: usize) -> impl Iterator<Item = (usize, f32)> + Clone + '_ {
-        let range = query * self.k..(query + 1) * self.k;
-        let rows = self.rows[range.clone()].iter().map(|&row| row as usize);
-        rows.zip(self.similarities[range].iter().copied())
+        let found = &self.found[query * self.k..(query + 1) * self.k];
+        found.iter().map(|&(row, similarity)| (row as usize, similarity))
     }
 }
 
 /// Finds the `k` most similar rows of the bank for each query; with `leave_one_out`, a row of the query's
-/// own id does not count. Runs on rayon's current pool.
+/// own id does not count. Where the queries are of unit length, the bank's rows are brought to it as they are read, so
+/// that similarities are cosines. Runs on rayon's current pool.
 ///
 /// # Errors
 /// If the bank cannot be read, or a vector is not finite.
@@ -76,27 +73,48 @@ pub fn search(
     k: usize,
     leave_one_out: bool,
 ) -> Result<Neighbours, TableError> {
-    search_at(SimdLevel::best(), bank, queries, k, leave_one_out)
+    search_at(SimdLevel::best(), (bank, 0..bank.rows()), queries, k, leave_one_out)
+}
+
+/// As [`search`], among some rows of the bank.
+///
+/// # Errors
+/// As [`search`].
+///
+/// # Panics
+/// As [`search`].
+pub fn search_among(
+    bank: &dyn Table,
+    rows: Range<usize>,
+    queries: &FeatureTable,
+    k: usize,
+) -> Result<Neighbours, TableError> {
+    search_at(SimdLevel::best(), (bank, rows), queries, k, false)
 }
 
 fn search_at(
     simd_level: SimdLevel,
-    bank: &dyn Table,
+    (bank, rows): (&dyn Table, Range<usize>),
     queries: &FeatureTable,
     k: usize,
     leave_one_out: bool,
 ) -> Result<Neighbours, TableError> {
-    let (dim, bank_rows) = (queries.meta.dim, bank.rows());
+    let dim = queries.meta.dim;
     assert_eq!(bank.meta().dim, dim, "vectors of one length");
-    assert!(k + usize::from(leave_one_out) <= bank_rows, "the bank has k rows");
+    assert!(k + usize::from(leave_one_out) <= rows.len(), "the bank has k rows");
     queries.check()?;
     let tile_rows = (TILE_BYTES / dim / BLOCK_ROWS * BLOCK_ROWS).clamp(BLOCK_ROWS, TILE_ROWS);
     let mut query_blocks = query_blocks(simd_level, queries, k, leave_one_out);
     let mut tiles = vec![Tile::default(); TILES];
-    let mut ahead = ReadAhead::new(bank, tile_rows * TILES);
-    while let Some((range, vectors)) = ahead.next() {
-        let vectors = vectors?;
-        let ranges = tile_ranges(&range, tile_rows);
+    let start = |range: &Range<usize>| {
+        let range = range.clone();
+        if queries.meta.unit_length { bank.start_unit_read(range) } else { bank.start_read(range) }
+    };
+    let ranges = bank.ranges(tile_rows * TILES).into_iter();
+    let ranges = ranges.map(|range| range.start.max(rows.start)..range.end.min(rows.end));
+    for (range, read) in read_ahead(ranges.filter(|range| !range.is_empty()), READ_AHEAD, start) {
+        let vectors = read.finish()?;
+        let ranges = tile_ranges(&range, rows.start, tile_rows);
         if ranges.len() > tiles.len() {
             tiles.resize(ranges.len(), Tile::default());
         }
@@ -113,12 +131,8 @@ fn search_at(
             }
         });
     }
-    let found: Vec<Neighbour> = query_blocks.into_par_iter().flat_map_iter(QueryBlock::finish).collect();
-    Ok(Neighbours {
-        k,
-        rows: found.iter().map(|found| found.row).collect(),
-        similarities: found.iter().map(|found| found.similarity).collect(),
-    })
+    let found = query_blocks.into_par_iter().flat_map_iter(QueryBlock::finish);
+    Ok(Neighbours { k, found: found.map(|found| (found.row, found.similarity)).collect() })
 }
 
 fn query_blocks(
@@ -137,38 +151,17 @@ fn query_blocks(
     starts.into_par_iter().map(block).collect()
 }
 
-/// Cuts a chunk into tiles; small ones at the bank's start.
-fn tile_ranges(chunk: &Range<usize>, tile_rows: usize) -> Vec<Range<usize>> {
+/// Cuts a chunk into tiles; small ones after the `first` row that is searched.
+fn tile_ranges(chunk: &Range<usize>, first: usize, tile_rows: usize) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut start = chunk.start;
     while start < chunk.end {
-        let rows = start.clamp(FIRST_TILE_ROWS.min(tile_rows), tile_rows);
+        let rows = (start - first).clamp(FIRST_TILE_ROWS.min(tile_rows), tile_rows);
         let end = (start + rows).min(chunk.end);
         ranges.push(start..end);
         start = end;
     }
     ranges
-}
-
-/// The bank's chunks in order, some of them on their way.
-struct ReadAhead<'a> {
-    bank: &'a dyn Table,
-    waiting: std::vec::IntoIter<Range<usize>>,
-    started: VecDeque<(Range<usize>, PendingVectors<'a>)>,
-}
-
-impl<'a> ReadAhead<'a> {
-    fn new(bank: &'a dyn Table, chunk_rows: usize) -> Self {
-        Self { bank, waiting: bank.ranges(chunk_rows).into_iter(), started: VecDeque::new() }
-    }
-
-    fn next(&mut self) -> Option<(Range<usize>, Result<Vectors<'a>, TableError>)> {
-        while self.started.len() <= READ_AHEAD {
-            let Some(range) = self.waiting.next() else { break };
-            self.started.push_back((range.clone(), self.bank.start_read(range)));
-        }
-        self.started.pop_front().map(|(range, pending)| (range, pending.finish()))
-    }
 }
 
 #[cfg(test)]

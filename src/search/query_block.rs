@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::bound::{Group, LARGEST_GROUP, Tile, code_limit, group_size};
-use super::filter::{Candidate, Passed, filter};
+use super::filter::{Candidate, Filter, Passed};
 use super::similarity::{rough_similarity, similarity};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::InstanceId;
@@ -83,7 +83,7 @@ impl<'a> QueryBlock<'a> {
                 continue;
             }
             self.passed.clear();
-            filter(simd_level, tile, group, &thresholds, &mut self.passed);
+            Filter { tile, group, thresholds: &thresholds, found: &mut self.passed }.run(simd_level);
             self.candidates.clear();
             self.candidates.extend(self.passed.iter().flat_map(|passed| passed.candidates(tile)));
             let mut slacks = [f32::INFINITY; LARGEST_GROUP];

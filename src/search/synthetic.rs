@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::feature_table::{FeatureTable, Kind, TableMeta, normalise};
 use crate::ids::{ClassId, InstanceId};
 use crate::rng::{Purpose, Stream};
 
@@ -58,7 +58,7 @@ pub fn draw_tables(
                     let (own, common) = ((1.0 - CLASS_COSINE).sqrt(), CLASS_COSINE.sqrt());
                     *x = (own * f64::from(*x) + common * f64::from(*c)) as f32;
                 }
-                normalise(out);
+                normalise(out, dim);
             }
         });
         FeatureTable {
@@ -68,13 +68,9 @@ pub fn draw_tables(
                 dim,
                 dataset_digest: "drawn".into(),
                 split: if table == 1 { "train".into() } else { "val".into() },
-                split_digest: None,
-                weights: None,
-                device: None,
-                precision: None,
-                step: 0,
                 unit_length: true,
                 classes: (0..CLASSES).map(|class| format!("class {class:04}")).collect(),
+                ..TableMeta::default()
             },
             ids: (0..rows as u32).map(InstanceId).collect(),
             labels: (0..rows).map(|row| Some(ClassId(class(row) as u16))).collect(),
@@ -100,12 +96,6 @@ fn direction(stream: &mut Stream, shape: Shape, out: &mut [f32]) {
         let spread = if shape == Shape::Clusters { (i as f64 + 1.0).powf(-0.25) } else { 1.0 };
         *x = (spread * stream.normal()) as f32;
     }
-    normalise(out);
-}
-
-fn normalise(out: &mut [f32]) {
-    let length = out.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    for x in out {
-        *x = (f64::from(*x) / length) as f32;
-    }
+    let dim = out.len();
+    normalise(out, dim);
 }

@@ -1,14 +1,17 @@
 //! The vectors of several layers: encoded batch after batch, kept at their rows, and written in the order of the ids.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use rustix::fs::{FallocateFlags, fallocate};
 use tch::Tensor;
 
-use super::scratch::Scratch;
 use super::{EmbedError, EmbedJob, for_each_batch, layer_meta, to_host};
 use crate::distributed::ProcessGroup;
+use crate::eval::distributed::gather_numbers;
 use crate::feature_table::{Dtype, RowColumns, TableMeta, TableWriter};
 use crate::ids::{ClassId, InstanceId, RankShare};
 use crate::loader::Source;
@@ -28,12 +31,6 @@ struct EncodedLayer {
     dim: usize,
     dtype: Dtype,
     vectors: Scratch,
-}
-
-impl EncodedRows {
-    fn failed(&self, source: io::Error) -> EmbedError {
-        scratch_error(self.bytes, source)
-    }
 }
 
 fn scratch_error(bytes: u64, source: io::Error) -> EmbedError {
@@ -130,9 +127,8 @@ pub(super) fn write_tables(
     progress: &dyn Progress,
 ) -> Result<Vec<TableWriter>, EmbedError> {
     // A process without rows has seen no feature, and does not know its length.
-    let own: Vec<u8> = encoded.layers.iter().flat_map(|layer| (layer.dim as u64).to_le_bytes()).collect();
-    let known = group.gather_bytes(&own)?.into_iter().find(|dims| !dims.is_empty()).unwrap_or_default();
-    let dims: Vec<usize> = known.as_chunks().0.iter().map(|&dim| u64::from_le_bytes(dim) as usize).collect();
+    let own: Vec<usize> = encoded.layers.iter().map(|layer| layer.dim).collect();
+    let dims = gather_numbers(group, &own)?.into_iter().find(|dims| !dims.is_empty()).unwrap_or_default();
     let mut tables = Vec::new();
     progress.begin("write", (outputs.len() * ids.len()) as u64);
     for (at, (layer, location)) in outputs.iter().enumerate() {
@@ -180,7 +176,7 @@ fn batch_of_ranks(
         }
         let own = |into: &mut [u8]| {
             let read = encoded.layers[layer].vectors.read(start - share.start..end - share.start, into);
-            read.map_err(|source| encoded.failed(source))
+            read.map_err(|source| scratch_error(encoded.bytes, source))
         };
         let place = (start - rows.start) * row_bytes..(end - rows.start) * row_bytes;
         if rank == 0 {
@@ -200,4 +196,93 @@ fn batch_of_ranks(
         }
     }
     Ok(values)
+}
+
+/// `[rows]` vectors as bytes, each of the same length, that come in any order and are read in that of the rows.
+///
+/// They are in memory, or in a file of the folder for temporary files (`TMPDIR`). The file has no name: nothing is left
+/// of it, however the process ends.
+#[derive(Debug)]
+struct Scratch {
+    row_bytes: usize,
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    Memory(Vec<u8>),
+    File(File),
+}
+
+impl Scratch {
+    /// Room for rows of this length.
+    ///
+    /// # Errors
+    /// If the disk has no room for them.
+    fn new(rows: usize, row_bytes: usize, in_memory: bool) -> io::Result<Self> {
+        let held = if in_memory {
+            Held::Memory(vec![0; rows * row_bytes])
+        } else {
+            let file = tempfile::tempfile()?;
+            let bytes = (rows * row_bytes) as u64;
+            // A full disk is found now, not after hours. Some file systems cannot reserve.
+            match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+                Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes)?,
+                reserved => reserved?,
+            }
+            Held::File(file)
+        };
+        Ok(Self { row_bytes, held })
+    }
+
+    /// Keeps the vector of a row.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn put(&mut self, row: usize, vector: &[u8]) -> io::Result<()> {
+        assert_eq!(vector.len(), self.row_bytes, "rows are of one length");
+        let start = row * self.row_bytes;
+        match &mut self.held {
+            Held::Memory(bytes) => bytes[start..start + self.row_bytes].copy_from_slice(vector),
+            Held::File(file) => file.write_all_at(vector, start as u64)?,
+        }
+        Ok(())
+    }
+
+    /// The vectors of a run of rows.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn read(&self, rows: Range<usize>, into: &mut [u8]) -> io::Result<()> {
+        let (start, end) = (rows.start * self.row_bytes, rows.end * self.row_bytes);
+        match &self.held {
+            Held::Memory(bytes) => into.copy_from_slice(&bytes[start..end]),
+            Held::File(file) => file.read_exact_at(into, start as u64)?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_come_in_any_order_are_read_in_their_own() {
+        for in_memory in [true, false] {
+            let mut scratch = Scratch::new(5, 3, in_memory).expect("room");
+            for row in [3_u8, 0, 4, 2, 1] {
+                scratch.put(row.into(), &[row, 10 + row, 20 + row]).expect("kept");
+            }
+            let mut read = [0; 9];
+            scratch.read(1..4, &mut read).expect("read");
+            assert_eq!(read, [1, 11, 21, 2, 12, 22, 3, 13, 23]);
+        }
+    }
+
+    #[test]
+    fn more_than_the_disk_has_is_refused_before_anything_is_kept() {
+        // More than any file system takes.
+        Scratch::new(1 << 40, 1 << 22, false).expect_err("no room");
+    }
 }

@@ -10,12 +10,13 @@ use super::examples::{Batch, Examples};
 use super::head::{Score, scores};
 use super::sgd::{self, Cell, Passes};
 use super::{
-    Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, no_labels, report, selected,
-    share, split_off, trained_on_note,
+    Fitted, LinearOptions, ProbeReport, Solver, check, choose, no_labels, report, share, split_off,
+    trained_on_note,
 };
 use crate::augment::{JitterStrength, Recipe};
 use crate::distributed::ProcessGroup;
-use crate::eval::embed::{EmbedJob, load_encoder, to_host};
+use crate::eval::distributed::gather_numbers;
+use crate::eval::embed::{EmbedJob, load_encoder, select, to_host};
 use crate::eval::{EmbedError, EvalError};
 use crate::feature_table::{StoredTable, Table, TableMeta};
 use crate::ids::{BankRow, ClassId};
@@ -36,14 +37,14 @@ pub fn probe_augmented(
     options: &LinearOptions,
     group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<Option<Vec<ProbeReport>>, LinearError> {
+) -> Result<Option<Vec<ProbeReport>>, EvalError> {
     options.validate()?;
     if options.solver != Solver::Sgd || options.standardize {
         let reason = "other crops in each epoch go with --solver sgd, and without --standardize".into();
-        return Err(EvalError::Options { reason }.into());
+        return Err(EvalError::Options { reason });
     }
     let started = Instant::now();
-    let device = selected(options, group)?;
+    let device = select(options.device, options.local_rank, group)?;
     let EmbedJob { checkpoint, manifest, .. } = job;
     let encoder = load_encoder(checkpoint, device)?;
     let source = labelled(job.rows.open(&job.dataset, manifest, &job.split)?);
@@ -72,7 +73,7 @@ pub fn probe_augmented(
             }
         })?;
         for (chosen, scores) in chosen.iter_mut().zip(scores) {
-            *chosen = choose(&cells, scores.into_iter());
+            *chosen = choose(&cells, &scores);
         }
     }
     let last: Vec<Vec<Cell>> = chosen.iter().map(|(cell, _)| vec![*cell]).collect();
@@ -133,7 +134,7 @@ impl CropPasses<'_> {
     }
 
     /// Shows each image once under the evaluation transform.
-    fn evaluation(&self, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError> {
+    fn evaluation(&self, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError> {
         let transform = self.encoder.config().evaluation_transform();
         let mut loader = evaluation_epoch(Arc::clone(&self.source), transform, self.loader(0))?;
         self.progress.begin("evaluate the settings", self.source.len() as u64);
@@ -146,7 +147,7 @@ impl CropPasses<'_> {
         loader: &mut Loader,
         epoch: u64,
         see: &mut dyn FnMut(&[Batch]),
-    ) -> Result<(), LinearError> {
+    ) -> Result<(), EvalError> {
         static NEVER: AtomicBool = AtomicBool::new(false);
         while let Some(batch) = loader.next_of(epoch, &NEVER) {
             let batch = batch?;
@@ -170,16 +171,14 @@ impl CropPasses<'_> {
     }
 
     /// The features of all processes by layer, in the order of the whole batch.
-    fn of_all(&self, batch: &LoadedBatch, own: &[Tensor]) -> Result<Vec<Tensor>, LinearError> {
+    fn of_all(&self, batch: &LoadedBatch, own: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let rows = batch.global.bank_rows.len();
         // The indices of all processes' rows, one process after the other.
         let places: Vec<i64> = batch.global.shares.iter().flatten().map(|index| i64::from(index.0)).collect();
         let places = Tensor::from_slice(&places);
         let of_layer = |layer: usize| {
             let numbers = own.get(layer).map(to_host).unwrap_or_default();
-            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-            let all = self.group.gather_bytes(&bytes)?.concat();
-            let all: Vec<f32> = all.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            let all = gather_numbers(self.group, &numbers)?.concat();
             let all = Tensor::from_slice(&all).view([rows as i64, -1]);
             Ok(all.zeros_like().index_copy(0, &places, &all))
         };
@@ -192,7 +191,7 @@ impl Passes for CropPasses<'_> {
         self.loader(0).steps(self.source.len())
     }
 
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError> {
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError> {
         let side = self.encoder.config().image_size;
         // Colours stay, as in the paper's protocol for linear classifiers.
         let jitter = JitterStrength { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };

@@ -3,17 +3,16 @@
 //! Sums over rows are taken chunk by chunk. The chunks depend on the rows alone, so a table that is read
 //! again and again gives the bits of one that is held. Several processes have a run of the chunks each.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::feature_table::{PendingVectors, Table, TableError};
+use crate::feature_table::{Table, TableError, read_ahead};
 use crate::ids::{ClassId, InstanceId, RankShare};
 
 /// Rows of a chunk; they go to the device together.
 const CHUNK: usize = 16_384;
-/// Bytes of a read, and how many are under way.
+/// Bytes of a read, and how many are under way beside the one that is waited for.
 const READ_BYTES: usize = 8 << 20;
 const READS_AHEAD: usize = 4;
 /// Bytes of numbers that are decoded together: small, so that memory does not become fragmented.
@@ -50,50 +49,23 @@ impl Batch {
 #[derive(Debug)]
 pub(super) struct Examples<'a> {
     table: &'a dyn Table,
-    rows: Rows,
+    /// Their rows in it.
+    rows: Vec<u32>,
     /// The examples of this process, counted from the first; a run of chunks.
     own: Range<usize>,
     /// `[own, dim]`: their features, where they are held.
     held: Option<Tensor>,
 }
 
-/// Rows of a table, ascending.
-#[derive(Debug)]
-enum Rows {
-    /// All rows of the table, by their number; they take no memory.
-    All(usize),
-    /// Some.
-    Some(Vec<u32>),
-}
-
-impl Rows {
-    fn len(&self) -> usize {
-        match self {
-            Self::All(rows) => *rows,
-            Self::Some(rows) => rows.len(),
-        }
-    }
-
-    /// The row of an example.
-    fn of(&self, place: usize) -> usize {
-        match self {
-            Self::All(_) => place,
-            Self::Some(rows) => rows[place] as usize,
-        }
-    }
-}
-
 impl<'a> Examples<'a> {
     /// The labelled rows of a table, or those among some of its rows, which ascend; nothing if there is none.
     pub(super) fn of(table: &'a dyn Table, among: Option<&[usize]>) -> Option<Self> {
         let is_labelled = |row: &usize| table.label(*row).is_some();
-        let to_u32 = |row: usize| row as u32;
-        let rows = match among {
-            Some(rows) => Rows::Some(rows.iter().copied().filter(is_labelled).map(to_u32).collect()),
-            None if (0..table.rows()).all(|row| is_labelled(&row)) => Rows::All(table.rows()),
-            None => Rows::Some((0..table.rows()).filter(is_labelled).map(to_u32).collect()),
+        let rows: Vec<u32> = match among {
+            Some(rows) => rows.iter().copied().filter(is_labelled).map(|row| row as u32).collect(),
+            None => (0..table.rows()).filter(is_labelled).map(|row| row as u32).collect(),
         };
-        (rows.len() > 0).then(|| Self { table, own: 0..rows.len(), rows, held: None })
+        (!rows.is_empty()).then(|| Self { table, own: 0..rows.len(), rows, held: None })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -102,12 +74,12 @@ impl<'a> Examples<'a> {
 
     /// The instance of each.
     pub(super) fn ids(&self) -> impl Iterator<Item = InstanceId> + '_ {
-        (0..self.len()).map(|place| self.table.id(self.rows.of(place)))
+        self.rows.iter().map(|&row| self.table.id(row as usize))
     }
 
     /// The class of each.
     pub(super) fn labels(&self) -> impl Iterator<Item = Option<ClassId>> + '_ {
-        (0..self.len()).map(|place| self.table.label(self.rows.of(place)))
+        self.rows.iter().map(|&row| self.table.label(row as usize))
     }
 
     pub(super) fn dim(&self) -> usize {
@@ -123,7 +95,7 @@ impl<'a> Examples<'a> {
     pub(super) fn select(&self, places: &[usize]) -> Self {
         Self {
             table: self.table,
-            rows: Rows::Some(places.iter().map(|&place| self.rows.of(place) as u32).collect()),
+            rows: places.iter().map(|&place| self.rows[place]).collect(),
             own: 0..places.len(),
             held: None,
         }
@@ -162,11 +134,11 @@ impl<'a> Examples<'a> {
     /// # Errors
     /// If the table cannot be read, or a feature is not finite.
     pub(super) fn batch(&self, places: Range<usize>) -> Result<Batch, TableError> {
-        let class = |place: usize| {
-            let class = self.table.label(self.rows.of(place)).expect("rows without a label were left out");
+        let class = |&row: &u32| {
+            let class = self.table.label(row as usize).expect("rows without a label were left out");
             i64::from(class.0)
         };
-        let labels = Tensor::from_slice(&places.clone().map(class).collect::<Vec<_>>());
+        let labels = Tensor::from_slice(&self.rows[places.clone()].iter().map(class).collect::<Vec<_>>());
         let features = match &self.held {
             Some(held) => {
                 let first = places.start - self.own.start;
@@ -180,37 +152,27 @@ impl<'a> Examples<'a> {
     /// Reads features: `[places, dim]`.
     fn read(&self, places: Range<usize>) -> Result<Tensor, TableError> {
         let (table, dim) = (self.table, self.dim());
-        let wanted = &*places.map(|place| self.rows.of(place)).collect::<Vec<_>>();
-        let features = Tensor::empty([wanted.len() as i64, dim as i64], (Kind::Float, Device::Cpu));
-        let mut rest = wanted;
-        let mut reads = VecDeque::new();
+        let mut rest = &self.rows[places];
+        let features = Tensor::empty([rest.len() as i64, dim as i64], (Kind::Float, Device::Cpu));
+        // The wanted rows of each range.
+        let parts = table.ranges((READ_BYTES / (4 * dim)).max(1)).into_iter().filter_map(|range| {
+            let (rows, later) = rest.split_at(rest.partition_point(|&row| (row as usize) < range.end));
+            rest = later;
+            (!rows.is_empty()).then_some(rows)
+        });
+        let start = |rows: &&[u32]| table.start_read(rows[0] as usize..rows[rows.len() - 1] as usize + 1);
         let mut filled = 0;
-        let mut fill = |read: PendingVectors<'_>, rows: &[usize]| {
+        for (rows, read) in read_ahead(parts, READS_AHEAD, start) {
             let vectors = read.finish()?;
             let runs = rows.chunk_by(|row, next| row + 1 == *next);
             for run in runs.flat_map(|run| run.chunks((DECODE_BYTES / (4 * dim)).max(1))) {
-                let numbers = vectors.rows(run[0]..run[0] + run.len())?;
+                let first = run[0] as usize;
+                let numbers = vectors.rows(first..first + run.len())?;
                 let numbers = Tensor::from_slice(&numbers).view([-1, dim as i64]);
                 features.narrow(0, filled, run.len() as i64).copy_(&numbers);
                 filled += run.len() as i64;
             }
-            Ok::<_, TableError>(())
-        };
-        for range in table.ranges((READ_BYTES / (4 * dim)).max(1)) {
-            let (rows, later) = rest.split_at(rest.partition_point(|&row| row < range.end));
-            rest = later;
-            let (Some(&first), Some(&last)) = (rows.first(), rows.last()) else { continue };
-            reads.push_back((table.start_read(first..last + 1), rows));
-            if reads.len() > READS_AHEAD
-                && let Some((read, rows)) = reads.pop_front()
-            {
-                fill(read, rows)?;
-            }
-            if rest.is_empty() {
-                break;
-            }
         }
-        reads.into_iter().try_for_each(|(read, rows)| fill(read, rows))?;
         Ok(features)
     }
 }

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::LinearError;
 use super::examples::{Batch, Examples};
 use crate::distributed::{ProcessGroup, Reduce};
+use crate::eval::EvalError;
+use crate::eval::distributed::gather_numbers;
 
 /// Keeps the division by a standard deviation finite.
 const LEAST_DEVIATION: f64 = 1e-6;
@@ -39,7 +40,7 @@ impl Scale {
 ///
 /// # Errors
 /// If the table cannot be read, or another process fails.
-pub(super) fn scale(examples: &Examples<'_>, group: &ProcessGroup) -> Result<Scale, LinearError> {
+pub(super) fn scale(examples: &Examples<'_>, group: &ProcessGroup) -> Result<Scale, EvalError> {
     let (first, rows) = ([0_i64], examples.len() as f64);
     // The sums of all chunks in their order, from every process.
     let sum = |of: &dyn Fn(&Tensor) -> Tensor| {
@@ -47,11 +48,9 @@ pub(super) fn scale(examples: &Examples<'_>, group: &ProcessGroup) -> Result<Sca
         for batch in examples.chunks() {
             sums.extend(Vec::<f64>::try_from(of(&batch?.features)).expect("a vector of f64"));
         }
-        let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-        let all = group.gather_bytes(&bytes)?.concat();
-        let all: Vec<f64> = all.as_chunks().0.iter().map(|&sum| f64::from_le_bytes(sum)).collect();
+        let all = gather_numbers(group, &sums)?.concat();
         let all = Tensor::from_slice(&all).view([-1, examples.dim() as i64]);
-        Ok::<_, LinearError>(all.sum_dim_intlist(first.as_slice(), false, Kind::Double) / rows)
+        Ok::<_, EvalError>(all.sum_dim_intlist(first.as_slice(), false, Kind::Double) / rows)
     };
     let mean = sum(&|features| features.sum_dim_intlist(first.as_slice(), false, Kind::Double))?;
     let variance = sum(&|features| {
@@ -147,7 +146,7 @@ pub(super) fn scores(
     examples: &Examples<'_>,
     device: Device,
     group: &ProcessGroup,
-) -> Result<Vec<Score>, LinearError> {
+) -> Result<Vec<Score>, EvalError> {
     let mut scores = vec![Score::default(); heads.len()];
     for batch in examples.chunks() {
         let batch = batch?;
@@ -175,10 +174,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_of_a_class_without_a_score_misses() {
-        let logits = Tensor::from_slice2(&[[2.0_f32, 1.0], [1.0, 2.0], [2.0, 1.0]]);
+    fn a_row_of_a_class_without_a_score_and_one_of_a_score_that_is_not_finite_miss() {
+        let logits = Tensor::from_slice2(&[[2.0_f32, 1.0], [1.0, 2.0], [2.0, 1.0], [2.0, f32::NAN]]);
         let mut score = Score::default();
-        score.add(&logits, &Tensor::from_slice(&[0_i64, 2, 1]));
-        assert_eq!(score, Score { top1: 1, top5: 2, rows: 3 });
+        score.add(&logits, &Tensor::from_slice(&[0_i64, 2, 1, 0]));
+        assert_eq!(score, Score { top1: 1, top5: 2, rows: 4 });
     }
 }

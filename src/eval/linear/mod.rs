@@ -12,35 +12,30 @@
 mod augmented;
 mod examples;
 mod head;
-mod lbfgs;
 mod regression;
-mod report;
 mod sgd;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::Serialize;
 use tch::{Device, Tensor, no_grad};
 
 pub use augmented::probe_augmented;
 pub use head::Score;
-pub use report::{ClassifierReport, LinearReport, ProbeReport, SweepCell};
 
 use self::examples::Examples;
 use self::head::{Head, scale, scores};
 use self::sgd::{Cell, TablePasses, window_rows};
 use super::duplicates::common_rows;
-use super::embed::for_each_batch;
-use super::report::score_interval;
+use super::embed::{for_each_batch, select};
+use super::report::{Reports, score_interval};
 use super::{EmbedError, EvalError};
-use crate::checkpoint::CheckpointError;
-use crate::dataset::DatasetError;
 use crate::distributed::{DistributedError, ProcessGroup};
-use crate::failure::Failure;
-use crate::feature_table::{Table, TableError, TableMeta};
+use crate::feature_table::{Table, TableMeta};
 use crate::ids::{ClassId, InstanceId, RankShare};
-use crate::loader::{LoaderError, Source, SubsetRecord, balanced_rows};
-use crate::model::{Encoder, select_device_of};
+use crate::loader::{Source, SubsetRecord, balanced_rows};
+use crate::model::Encoder;
 use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
 use crate::units::{ByteSize, Fraction};
@@ -48,41 +43,8 @@ use crate::units::{ByteSize, Fraction};
 /// The share of the training rows by which one of several settings is chosen.
 const HELD_OUT: f64 = 0.1;
 
-/// A probe cannot be trained.
-#[derive(Debug, thiserror::Error)]
-pub enum LinearError {
-    /// Options or tables.
-    #[error(transparent)]
-    Eval(#[from] EvalError),
-    /// The encoder.
-    #[error(transparent)]
-    Embed(#[from] EmbedError),
-}
-
-impl LinearError {
-    /// The kind of failure, for the exit code.
-    pub fn failure(&self) -> Failure {
-        match self {
-            Self::Eval(error) => error.failure(),
-            Self::Embed(error) => error.failure(),
-        }
-    }
-}
-
-macro_rules! from_parts {
-    ($($part:ty),*) => {
-        $(impl From<$part> for LinearError {
-            fn from(error: $part) -> Self {
-                Self::Embed(error.into())
-            }
-        })*
-    };
-}
-
-from_parts!(CheckpointError, DatasetError, LoaderError, TableError, DistributedError);
-
 /// How the weights are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Solver {
     /// All rows at once, to the minimum; there is no learning rate.
@@ -92,7 +54,7 @@ pub enum Solver {
 }
 
 /// How a probe is trained.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct LinearOptions {
     /// How the weights are found.
     pub solver: Solver,
@@ -111,10 +73,13 @@ pub struct LinearOptions {
     /// The seed of orders and choices.
     pub seed: u64,
     /// Where to compute.
+    #[serde(skip)]
     pub device: DeviceChoice,
     /// The number of this process among those on this machine; each takes another CUDA device.
+    #[serde(skip)]
     pub local_rank: usize,
     /// Features that take more bytes than this are read from their table in every pass.
+    #[serde(skip)]
     pub memory_limit: u64,
 }
 
@@ -142,11 +107,7 @@ impl LinearOptions {
 
     /// What decides the result: all but the device and the memory.
     pub fn protocol(&self) -> serde_json::Value {
-        let Self { solver, lr, weight_decay, epochs, batch_size, iterations, standardize, seed, .. } = self;
-        serde_json::json!({
-            "solver": solver, "lr": lr, "weight_decay": weight_decay, "epochs": epochs,
-            "batch_size": batch_size, "iterations": iterations, "standardize": standardize, "seed": seed,
-        })
+        serde_json::to_value(self).expect("the options are plain data")
     }
 
     /// Every setting of the sweep.
@@ -185,14 +146,14 @@ pub fn probe(
     options: &LinearOptions,
     group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<Option<ProbeReport>, LinearError> {
+) -> Result<Option<ProbeReport>, EvalError> {
     options.validate()?;
     let ProbeTables { train, among, test, names, number } = tables;
     let (train_meta, test_meta) = (train.meta(), test.meta());
     check(train_meta, test_meta, names)?;
     let rows = Examples::of(train, among).ok_or_else(|| no_labels(names[0]))?;
     let evaluated = Examples::of(test, None).ok_or_else(|| no_labels(names[1]))?;
-    let device = selected(options, group)?;
+    let device = select(options.device, options.local_rank, group)?;
     let started = Instant::now();
     let alone = ProcessGroup::alone();
     // Those who share the rows; the settings that this process tries.
@@ -218,7 +179,7 @@ pub fn probe(
         if options.solver == Solver::Sgd {
             found = exchange(group, &format!("probe/{number}"), &found)?.concat();
         }
-        choose(&all, found.into_iter())
+        choose(&all, &found)
     };
     if team.world() < group.world() && !group.is_first() {
         return Ok(None);
@@ -260,7 +221,7 @@ struct Fitting<'a> {
 
 impl Fitting<'_> {
     /// A head for each setting, and a note where the memory limit decides how rows are mixed.
-    fn fit(&self, rows: Examples<'_>, cells: &[Cell]) -> Result<(Vec<Head>, Option<String>), LinearError> {
+    fn fit(&self, rows: Examples<'_>, cells: &[Cell]) -> Result<(Vec<Head>, Option<String>), EvalError> {
         let Self { meta, options, device, group, progress } = *self;
         let limit = options.memory_limit;
         let rows = rows.shared(share(group)).hold(limit)?;
@@ -285,7 +246,7 @@ impl Fitting<'_> {
             }
             Solver::Sgd => {
                 let scales = scale.into_iter().collect::<Vec<_>>();
-                let mut passes = TablePasses::new(&rows, options, progress);
+                let mut passes = TablePasses { rows: &rows, options, progress };
                 sgd::fit(&mut passes, &[cells.to_vec()], classes, &scales, options.epochs, device)?.remove(0)
             }
         };
@@ -296,12 +257,6 @@ impl Fitting<'_> {
         });
         Ok((heads, mixed))
     }
-}
-
-fn selected(options: &LinearOptions, group: &ProcessGroup) -> Result<Device, EmbedError> {
-    let selected = select_device_of(options.device, options.local_rank, group.world())?;
-    tracing::info!("device {selected}");
-    Ok(selected.device)
 }
 
 fn no_labels(table: &str) -> EvalError {
@@ -337,12 +292,16 @@ fn split_off(
 }
 
 /// The cell with the best top-1, of equal ones the first; and what each reached.
-fn choose(cells: &[Cell], scores: impl Iterator<Item = Score>) -> (Cell, Vec<SweepCell>) {
-    let scores: Vec<Score> = scores.collect();
+fn choose(cells: &[Cell], scores: &[Score]) -> (Cell, Vec<SweepCell>) {
     let best = scores.iter().map(|score| score.top1).max();
     let at = scores.iter().position(|score| Some(score.top1) == best).unwrap_or(0);
-    let sweep = cells.iter().zip(&scores).map(|(cell, score)| SweepCell::new(*cell, *score)).collect();
-    (cells[at], sweep)
+    let cell = |(&Cell { lr, weight_decay }, score): (&Cell, &Score)| SweepCell {
+        lr,
+        weight_decay,
+        validation_top1: score.share(score.top1),
+        validation_top5: score.share(score.top5),
+    };
+    (cells[at], cells.iter().zip(scores).map(cell).collect())
 }
 
 /// A probe that was trained and evaluated.
@@ -406,6 +365,88 @@ fn report(
     }
 }
 
+/// The reports of probes on one or several features.
+pub type LinearReport = Reports<ProbeReport>;
+
+/// The report of one probe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProbeReport {
+    /// The share of queries whose class has the highest score.
+    pub top1: f64,
+    /// The share of queries whose class is among the five highest.
+    pub top5: f64,
+    /// Wilson's 95 % interval of `top1`.
+    pub top1_interval: [f64; 2],
+    /// Wilson's 95 % interval of `top5`.
+    pub top5_interval: [f64; 2],
+    /// The layer and its width.
+    pub feature: String,
+    /// Labelled rows that were evaluated.
+    pub queries: usize,
+    /// Labelled rows that were trained on.
+    pub train_rows: usize,
+    /// The number of classes.
+    pub classes: usize,
+    /// The score of guessing.
+    pub chance: f64,
+    /// How the weights were found.
+    pub solver: Solver,
+    /// The learning rate that was chosen; none for `lbfgs`.
+    pub lr: Option<f64>,
+    /// The weight decay that was chosen.
+    pub weight_decay: f64,
+    /// Whether each number of the features was brought to mean 0 and variance 1.
+    pub standardized: bool,
+    /// Whether each epoch saw other crops of the images.
+    pub augmented: bool,
+    /// Steps taken.
+    pub iterations: u64,
+    /// Whether `lbfgs` reached the minimum; true for `sgd`, which does not ask.
+    pub converged: bool,
+    /// Every setting with its scores on the held-out tenth of the training rows; empty where there was one.
+    pub sweep: Vec<SweepCell>,
+    /// The share of the labels that was used, where not all were.
+    pub label_fraction: Option<Fraction>,
+    /// The seed by which they were chosen.
+    pub label_seed: Option<u64>,
+    /// The seed of the order of rows, and of those held out.
+    pub seed: u64,
+    /// Which labels these were.
+    pub labels: Option<SubsetRecord>,
+    /// The dataset.
+    pub dataset_digest: String,
+    /// The split that was trained on.
+    pub train_split: String,
+    /// The split that was evaluated.
+    pub split: String,
+    /// What computed the evaluated features, `cpu` or `cuda`, where their table names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// In which type: `f32`, `tf32`, `bf16` or `f16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// The training step of the encoder.
+    pub step: u64,
+    /// What should be known when the scores are read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// How long it took, without embedding.
+    pub seconds: f64,
+}
+
+/// One setting of a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SweepCell {
+    /// The learning rate; none for `lbfgs`.
+    pub lr: Option<f64>,
+    /// The weight decay.
+    pub weight_decay: f64,
+    /// On the held-out tenth of the training rows.
+    pub validation_top1: f64,
+    /// Likewise.
+    pub validation_top5: f64,
+}
+
 /// Counts the hits of a classifier, an encoder whose projection has an output for each class, on every
 /// labelled image of a source.
 ///
@@ -432,6 +473,34 @@ pub fn classify(
     })?;
     progress.finish();
     Ok(score)
+}
+
+/// The scores of a classifier. Shares are in 0..1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassifierReport {
+    /// The share of labelled images whose class has the highest score.
+    pub top1: f64,
+    /// The share of labelled images whose class is among the five highest.
+    pub top5: f64,
+    /// Wilson's 95 % interval of `top1`.
+    pub top1_interval: [f64; 2],
+    /// Wilson's 95 % interval of `top5`.
+    pub top5_interval: [f64; 2],
+    /// Labelled images.
+    pub queries: usize,
+}
+
+impl ClassifierReport {
+    /// The shares of these hits.
+    pub fn new(score: Score) -> Self {
+        Self {
+            top1: score.share(score.top1),
+            top5: score.share(score.top5),
+            top1_interval: score_interval(score.top1, score.rows),
+            top5_interval: score_interval(score.top5, score.rows),
+            queries: score.rows,
+        }
+    }
 }
 
 #[cfg(test)]

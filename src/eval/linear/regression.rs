@@ -1,18 +1,31 @@
 //! Logistic regression by L-BFGS: each evaluation of loss and gradient is one pass over the rows.
 
+use std::collections::VecDeque;
+
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::LinearError;
 use super::examples::{Batch, Examples};
 use super::head::{Head, Scale};
-use super::lbfgs::{Minimum, minimise};
 use super::sgd::Cell;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
+use crate::eval::EvalError;
 use crate::progress::Progress;
 
 /// The largest number of the gradient at the minimum. The loss is a mean, so this does not grow with the rows;
 /// scikit-learn's default is 1e-4.
 const TOLERANCE: f64 = 2e-6;
+
+/// Pairs of steps and gradient changes that are remembered.
+const MEMORY: usize = 20;
+/// The decrease that a step needs, of what the slope promises.
+const DECREASE: f64 = 1e-4;
+/// The share of the slope that may be left after a step.
+const CURVATURE: f64 = 0.9;
+/// The largest number of the gradient that counts as nil where rounding allows no further decrease;
+/// scikit-learn's default tolerance.
+const NIL: f64 = 1e-4;
+/// Evaluations of a line search at most.
+const TRIALS: usize = 30;
 
 /// The minimum for each weight decay. The strongest is found first, and each is the start of the next. In the progress
 /// each has `iterations` steps, most of which a minimum does not need. Every process of the group gets the same heads.
@@ -27,7 +40,7 @@ pub(super) fn fit(
     device: Device,
     group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<Vec<Head>, LinearError> {
+) -> Result<Vec<Head>, EvalError> {
     let dim = rows.dim() as i64;
     let shape = Shape { dim, classes: classes as i64 };
     let mut order: Vec<usize> = (0..cells.len()).collect();
@@ -46,11 +59,11 @@ pub(super) fn fit(
                     looked += 1;
                     progress.advance(1);
                 }
-                lead(group, parameters, Next::Evaluate)?;
+                lead(group, parameters, None)?;
                 loss(parameters)
             };
             let minimum = minimise(&start, &mut led, TOLERANCE, iterations)?;
-            lead(group, &minimum.at, Next::End { steps: minimum.steps, converged: minimum.converged })?;
+            lead(group, &minimum.at, Some(&minimum))?;
             minimum
         } else {
             follow(group, &start, loss)?
@@ -64,23 +77,15 @@ pub(super) fn fit(
     Ok(heads.into_iter().flatten().collect())
 }
 
-/// What all processes do next at the parameters that rank 0 sends them.
-enum Next {
-    /// Loss and gradient.
-    Evaluate,
-    /// Nothing: they are the result.
-    End { steps: u64, converged: bool },
-}
-
-/// Tells the other processes what is next. Rank 0 alone decides it: where processors round differently, each by itself
-/// would take other steps.
-fn lead(group: &ProcessGroup, parameters: &Tensor, next: Next) -> Result<(), DistributedError> {
+/// Sends the other processes parameters at which all evaluate loss and gradient, or the result. Rank 0 alone decides
+/// which: where processors round differently, each by itself would take other steps.
+fn lead(group: &ProcessGroup, parameters: &Tensor, end: Option<&Minimum>) -> Result<(), DistributedError> {
     if group.world() == 1 {
         return Ok(());
     }
-    let head = match next {
-        Next::Evaluate => [1.0, 0.0, 0.0],
-        Next::End { steps, converged } => [0.0, steps as f64, f64::from(u8::from(converged))],
+    let head = match end {
+        None => [1.0, 0.0, 0.0],
+        Some(Minimum { steps, converged, .. }) => [0.0, *steps as f64, f64::from(u8::from(*converged))],
     };
     group.broadcast(&[Tensor::from_slice(&head), parameters.to_device(Device::Cpu)], 0)
 }
@@ -89,8 +94,8 @@ fn lead(group: &ProcessGroup, parameters: &Tensor, next: Next) -> Result<(), Dis
 fn follow(
     group: &ProcessGroup,
     start: &Tensor,
-    loss: impl Fn(&Tensor) -> Result<(f64, Tensor), LinearError>,
-) -> Result<Minimum, LinearError> {
+    loss: impl Fn(&Tensor) -> Result<(f64, Tensor), EvalError>,
+) -> Result<Minimum, EvalError> {
     loop {
         let head = Tensor::zeros([3], (Kind::Double, Device::Cpu));
         let parameters = start.to_device(Device::Cpu).copy();
@@ -131,7 +136,7 @@ fn mean_loss(
     weight_decay: f64,
     scale: Option<&Scale>,
     group: &ProcessGroup,
-) -> Result<(f64, Tensor), LinearError> {
+) -> Result<(f64, Tensor), EvalError> {
     let (device, count) = (parameters.device(), rows.len() as f64);
     let (weight, bias) = shape.parts(parameters);
     let (narrow_weight, narrow_bias) = (weight.to_kind(Kind::Float), bias.to_kind(Kind::Float));
@@ -168,4 +173,167 @@ fn mean_loss(
         0,
     );
     Ok((loss.double_value(&[]) / count + decay, gradient))
+}
+
+/// Where a minimisation ended.
+#[derive(Debug)]
+struct Minimum {
+    /// The point.
+    at: Tensor,
+    /// Steps taken.
+    steps: u64,
+    /// Whether the gradient is nil, within the tolerance or as far as rounding allows.
+    converged: bool,
+}
+
+/// A function's value and gradient.
+struct Point {
+    at: Tensor,
+    value: f64,
+    gradient: Tensor,
+}
+
+/// Minimises a smooth function by limited-memory BFGS from `start` (a vector of f64) until no number of the gradient
+/// exceeds `tolerance`, or for `most_steps`.
+///
+/// # Source
+/// Nocedal and Wright, Numerical Optimization (2006), algorithms 7.4 and 7.5; the line search is Lewis and
+/// Overton's (2013), which needs a decrease and a curvature and finds both by halving and doubling.
+///
+/// # Errors
+/// Those of the function.
+fn minimise<E>(
+    start: &Tensor,
+    function: &mut impl FnMut(&Tensor) -> Result<(f64, Tensor), E>,
+    tolerance: f64,
+    most_steps: usize,
+) -> Result<Minimum, E> {
+    let mut evaluate = |at: Tensor| {
+        let (value, gradient) = function(&at)?;
+        Ok(Point { at, value, gradient })
+    };
+    let mut point = evaluate(start.copy())?;
+    // Step, change of the gradient, and one over their product.
+    let mut memory: VecDeque<(Tensor, Tensor, f64)> = VecDeque::new();
+    let mut steps = 0;
+    while steps < most_steps as u64 {
+        if largest(&point.gradient) <= tolerance {
+            return Ok(Minimum { at: point.at, steps, converged: true });
+        }
+        let mut direction = direction(&point.gradient, &memory);
+        let mut slope = dot(&direction, &point.gradient);
+        if slope >= 0.0 {
+            // Rounding has spoilt what was remembered.
+            memory.clear();
+            direction = -&point.gradient;
+            slope = -dot(&point.gradient, &point.gradient);
+        }
+        let first =
+            if memory.is_empty() { 1.0 / point.gradient.norm().double_value(&[]).max(1.0) } else { 1.0 };
+        let Some(next) = search(&point, &direction, slope, first, &mut evaluate)? else {
+            let converged = largest(&point.gradient) <= NIL.max(tolerance);
+            return Ok(Minimum { at: point.at, steps, converged });
+        };
+        let (step, change) = (&next.at - &point.at, &next.gradient - &point.gradient);
+        let product = dot(&step, &change);
+        if product > f64::EPSILON * dot(&change, &change) {
+            memory.push_back((step, change, 1.0 / product));
+            if memory.len() > MEMORY {
+                memory.pop_front();
+            }
+        }
+        point = next;
+        steps += 1;
+    }
+    let converged = largest(&point.gradient) <= tolerance;
+    Ok(Minimum { at: point.at, steps, converged })
+}
+
+/// The two loops of algorithm 7.4.
+fn direction(gradient: &Tensor, memory: &VecDeque<(Tensor, Tensor, f64)>) -> Tensor {
+    let mut direction = -gradient;
+    let mut weights = Vec::new();
+    for (step, change, inverse) in memory.iter().rev() {
+        let weight = inverse * dot(step, &direction);
+        direction -= change * weight;
+        weights.push(weight);
+    }
+    if let Some((_, change, inverse)) = memory.back() {
+        direction *= 1.0 / (inverse * dot(change, change));
+    }
+    for ((step, change, inverse), weight) in memory.iter().zip(weights.iter().rev()) {
+        let correction = weight - inverse * dot(change, &direction);
+        direction += step * correction;
+    }
+    direction
+}
+
+/// A step along the direction that decreases the value and the slope enough; where rounding allows no decrease
+/// any more, none.
+fn search<E>(
+    from: &Point,
+    direction: &Tensor,
+    slope: f64,
+    first: f64,
+    evaluate: &mut dyn FnMut(Tensor) -> Result<Point, E>,
+) -> Result<Option<Point>, E> {
+    let (mut low, mut high, mut length) = (0.0, f64::INFINITY, first);
+    let mut best: Option<Point> = None;
+    for _ in 0..TRIALS {
+        let next = evaluate(&from.at + direction * length)?;
+        // A value that is not a number is no decrease.
+        let decreases = next.value <= from.value + DECREASE * length * slope;
+        if !decreases {
+            high = length;
+        } else if dot(&next.gradient, direction) < CURVATURE * slope {
+            low = length;
+            best = Some(next);
+        } else {
+            return Ok(Some(next));
+        }
+        length = if high.is_finite() { f64::midpoint(low, high) } else { 2.0 * low };
+    }
+    Ok(best)
+}
+
+fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    a.dot(b).double_value(&[])
+}
+
+fn largest(gradient: &Tensor) -> f64 {
+    gradient.abs().max().to_kind(Kind::Double).double_value(&[])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Rosenbrock's valley, whose minimum is at (1, 1).
+    #[test]
+    fn the_bottom_of_a_curved_valley_is_found() {
+        let mut calls = 0;
+        let mut valley = |at: &Tensor| {
+            calls += 1;
+            let (x, y) = (at.double_value(&[0]), at.double_value(&[1]));
+            let value = (1.0 - x).powi(2) + 100.0 * (y - x * x).powi(2);
+            let gradient = [-2.0 * (1.0 - x) - 400.0 * x * (y - x * x), 200.0 * (y - x * x)];
+            Ok::<_, Infallible>((value, Tensor::from_slice(&gradient)))
+        };
+        let found = minimise(&Tensor::from_slice(&[-1.2, 1.0]), &mut valley, 1e-8, 200).expect("found");
+        assert!(found.converged && found.steps < 60, "{found:?}");
+        assert!((found.at.double_value(&[0]) - 1.0).abs() < 1e-6);
+        assert!((found.at.double_value(&[1]) - 1.0).abs() < 1e-6);
+        assert!(calls < 120, "{calls}");
+    }
+
+    #[test]
+    fn a_minimum_that_is_not_reached_is_said_to_be_none() {
+        let mut slope = |at: &Tensor| {
+            Ok::<_, Infallible>(((-at).exp().sum(Kind::Double).double_value(&[]), -(-at).exp()))
+        };
+        let found = minimise(&Tensor::from_slice(&[0.0]), &mut slope, 1e-12, 3).expect("found");
+        assert!(!found.converged);
+    }
 }

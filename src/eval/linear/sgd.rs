@@ -3,9 +3,10 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::LinearOptions;
 use super::examples::{Batch, Examples};
 use super::head::{Head, Scale};
-use super::{LinearError, LinearOptions};
+use crate::eval::EvalError;
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 
@@ -27,7 +28,7 @@ pub(super) trait Passes {
     fn steps(&self) -> u64;
 
     /// Shows each batch of an epoch: for each layer its features.
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError>;
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError>;
 }
 
 /// Passes over the rows of a table, in another order each time.
@@ -35,22 +36,15 @@ pub(super) trait Passes {
 /// Rows that are held are mixed as a whole. Of others, runs of rows are mixed; the runs are then read in
 /// windows of about the memory limit, and the rows of a window are mixed.
 pub(super) struct TablePasses<'a> {
-    rows: &'a Examples<'a>,
-    batch_size: usize,
-    seed: u64,
-    memory_limit: u64,
-    progress: &'a dyn Progress,
+    pub rows: &'a Examples<'a>,
+    pub options: &'a LinearOptions,
+    pub progress: &'a dyn Progress,
 }
 
-impl<'a> TablePasses<'a> {
-    pub(super) fn new(rows: &'a Examples<'a>, options: &LinearOptions, progress: &'a dyn Progress) -> Self {
-        let LinearOptions { batch_size, seed, memory_limit, .. } = *options;
-        Self { rows, batch_size, seed, memory_limit, progress }
-    }
-
+impl TablePasses<'_> {
     /// An order of an epoch, by its number among those of the epoch.
     fn shuffle<T>(&self, epoch: u64, number: u64, items: &mut [T]) {
-        Stream::new(self.seed, Purpose::ProbeOrder, epoch, number).shuffle(items);
+        Stream::new(self.options.seed, Purpose::ProbeOrder, epoch, number).shuffle(items);
     }
 }
 
@@ -61,24 +55,25 @@ pub(super) fn window_rows(row_bytes: u64, batch_size: usize, memory_limit: u64) 
 
 impl Passes for TablePasses<'_> {
     fn steps(&self) -> u64 {
-        self.rows.len().div_ceil(self.batch_size) as u64
+        self.rows.len().div_ceil(self.options.batch_size) as u64
     }
 
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError> {
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError> {
         let count = self.rows.len();
+        let LinearOptions { batch_size, memory_limit, .. } = *self.options;
         if self.rows.is_held() {
             let all = self.rows.batch(0..count)?;
             let mut order: Vec<usize> = (0..count).collect();
             self.shuffle(epoch, 0, &mut order);
-            order.chunks(self.batch_size).for_each(|places| see(&[all.select(places)]));
+            order.chunks(batch_size).for_each(|places| see(&[all.select(places)]));
         } else {
             let run = (RUN_BYTES / self.rows.row_bytes()).max(1) as usize;
             let mut runs: Vec<usize> = (0..count).step_by(run).collect();
             self.shuffle(epoch, 0, &mut runs);
             let mut rest = runs.into_iter().flat_map(|at| at..(at + run).min(count));
-            let window = window_rows(self.rows.row_bytes(), self.batch_size, self.memory_limit);
+            let window = window_rows(self.rows.row_bytes(), batch_size, memory_limit);
             for number in 1.. {
-                let mut places: Vec<usize> = rest.by_ref().take(window.max(self.batch_size)).collect();
+                let mut places: Vec<usize> = rest.by_ref().take(window.max(batch_size)).collect();
                 if places.is_empty() {
                     break;
                 }
@@ -86,7 +81,7 @@ impl Passes for TablePasses<'_> {
                 let held = self.rows.select(&places).batch(0..places.len())?;
                 let mut order: Vec<usize> = (0..places.len()).collect();
                 self.shuffle(epoch, number, &mut order);
-                order.chunks(self.batch_size).for_each(|places| see(&[held.select(places)]));
+                order.chunks(batch_size).for_each(|places| see(&[held.select(places)]));
             }
         }
         self.progress.advance(1);
@@ -154,7 +149,7 @@ pub(super) fn fit(
     scales: &[Scale],
     epochs: u64,
     device: Device,
-) -> Result<Vec<Vec<Head>>, LinearError> {
+) -> Result<Vec<Vec<Head>>, EvalError> {
     let total = (epochs * passes.steps()).max(1) as f64;
     let mut stacks: Vec<Option<Stack>> = cells.iter().map(|_| None).collect();
     let mut steps = 0_u64;

@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{BLOCK_ROWS, Group, LARGEST_GROUP, Passed, QUAD, Tile};
+use super::{BLOCK_ROWS, Filter, Group, Passed, QUAD};
 use crate::search::bound::{AMX_GROUP, AMX_ROWS};
 use crate::simd::{Amx, Line};
 
@@ -16,14 +16,9 @@ const REGISTER_QUADS: usize = Line::BYTES / QUAD;
 /// Rows of a block that one register holds.
 const REGISTER_ROWS: usize = BLOCK_ROWS / 2;
 
-/// [`filter`](super::filter) with AMX.
-pub(super) fn filter_amx(
-    _has: Amx,
-    tile: &Tile,
-    group: &Group,
-    thresholds: &[i32; LARGEST_GROUP],
-    found: &mut Vec<Passed>,
-) {
+/// [`Filter`] with AMX.
+pub(super) fn filter_amx(_has: Amx, whole: Filter<'_>) {
+    let Filter { tile, group, .. } = whole;
     let blocks = tile.rows.div_ceil(BLOCK_ROWS);
     assert!(tile.quads > 0 && tile.quads.is_multiple_of(REGISTER_QUADS));
     assert_eq!(tile.codes.len() * Line::BYTES, blocks * tile.quads * BLOCK_ROWS * QUAD);
@@ -32,7 +27,7 @@ pub(super) fn filter_amx(
     // SAFETY: the value says that the CPU has the instructions and the kernel allows them; the shapes were checked.
     unsafe {
         let before = exchange_shape(&Line::registers());
-        filter(tile, group, thresholds, found);
+        filter(whole);
         exchange_shape(&before);
     }
 }
@@ -82,7 +77,7 @@ struct Sums([[i32; BLOCK_ROWS]; AMX_GROUP]);
 /// # Safety
 /// The shapes are those that [`filter_amx`] checks, and the registers' is that of [`Line::registers`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn filter(tile: &Tile, group: &Group, thresholds: &[i32; LARGEST_GROUP], found: &mut Vec<Passed>) {
+unsafe fn filter(Filter { tile, group, thresholds, found }: Filter<'_>) {
     let reach = _mm512_set1_ps(group.reach);
     let mut sums = Sums([[0; BLOCK_ROWS]; AMX_GROUP]);
     for block in 0..tile.rows.div_ceil(BLOCK_ROWS) {

@@ -3,40 +3,28 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK_ROWS, GROUP, Group, LARGEST_GROUP, Passed, QUAD, Tile, push};
+use super::{BLOCK_ROWS, Filter, GROUP, QUAD, push};
 use crate::simd::{Line, V3, Vnni};
 
 /// Bytes of a quad of one block.
 const STRIDE: usize = BLOCK_ROWS * QUAD;
 
-/// [`filter`](super::filter) with AVX2.
-pub(super) fn filter_v3(
-    _has: V3,
-    tile: &Tile,
-    group: &Group,
-    thresholds: &[i32; LARGEST_GROUP],
-    found: &mut Vec<Passed>,
-) {
-    check(tile, group);
+/// [`Filter`] with AVX2.
+pub(super) fn filter_v3(_has: V3, filter: Filter<'_>) {
+    check(&filter);
     // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
-    unsafe { filter_avx2(tile, group, thresholds, found) }
+    unsafe { filter_avx2(filter) }
 }
 
-/// [`filter`](super::filter) with AVX-512.
-pub(super) fn filter_vnni(
-    _has: Vnni,
-    tile: &Tile,
-    group: &Group,
-    thresholds: &[i32; LARGEST_GROUP],
-    found: &mut Vec<Passed>,
-) {
-    check(tile, group);
+/// [`Filter`] with AVX-512.
+pub(super) fn filter_vnni(_has: Vnni, filter: Filter<'_>) {
+    check(&filter);
     // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
-    unsafe { filter_avx512(tile, group, thresholds, found) }
+    unsafe { filter_avx512(filter) }
 }
 
 /// The shapes on which the loads below rely.
-fn check(tile: &Tile, group: &Group) {
+fn check(Filter { tile, group, .. }: &Filter<'_>) {
     let blocks = tile.rows.div_ceil(BLOCK_ROWS);
     assert_eq!(tile.codes.len() * Line::BYTES, blocks * tile.quads * STRIDE);
     assert_eq!(tile.residual_norms.len(), blocks * BLOCK_ROWS);
@@ -46,12 +34,8 @@ fn check(tile: &Tile, group: &Group) {
 /// # Safety
 /// The shapes are those of [`check`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn filter_avx512(
-    tile: &Tile,
-    group: &Group,
-    thresholds: &[i32; LARGEST_GROUP],
-    found: &mut Vec<Passed>,
-) {
+unsafe fn filter_avx512(filter: Filter<'_>) {
+    let Filter { tile, group, thresholds, found } = filter;
     let reach = _mm512_set1_ps(group.reach);
     for block in 0..tile.rows.div_ceil(BLOCK_ROWS) {
         // SAFETY: `check`: a block has BLOCK_ROWS residual norms and `quads` strides of codes, and the group has
@@ -98,12 +82,8 @@ const PAIR: usize = 2;
 /// # Safety
 /// The shapes are those of [`check`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn filter_avx2(
-    tile: &Tile,
-    group: &Group,
-    thresholds: &[i32; LARGEST_GROUP],
-    found: &mut Vec<Passed>,
-) {
+unsafe fn filter_avx2(filter: Filter<'_>) {
+    let Filter { tile, group, thresholds, found } = filter;
     let reach = _mm256_set1_ps(group.reach);
     let ones = _mm256_set1_epi16(1);
     for block in 0..tile.rows.div_ceil(BLOCK_ROWS) {

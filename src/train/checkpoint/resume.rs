@@ -152,7 +152,7 @@ pub(crate) fn load_bank(
     owned: Range<usize>,
     device: tch::Device,
 ) -> Result<MemoryBank, TrainError> {
-    let table = StoredTable::open_all(&from.bank()?)?;
+    let table = StoredTable::open_all(from.bank()?.into_iter().map(|file| (file, None)))?;
     if !(&table as &dyn Table).ids().eq(data.ids.iter().copied()) {
         return Err(from.damaged(BANK).into());
     }
