@@ -28,8 +28,8 @@ pub use index::{
     read_paths, write_duplicates, write_index,
 };
 pub use manifest::{
-    ContentDigest, DatasetSummary, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry,
-    FooterEntry, IngestRecord, Manifest, PartReport, ShardEntry, Split, SplitSummary, summarise,
+    ContentDigest, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry, FooterEntry,
+    IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };
 pub use reader::{ShardReader, verify};
 pub use writer::{ShardWriter, WriterOptions, WrittenShard, unsealed};
@@ -294,4 +294,4 @@ pub fn write_label_subset(
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
-mod tests;
+pub(crate) mod tests;
