@@ -23,7 +23,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use rayon::prelude::*;
 
 use super::{
-    ContentDigest, DatasetError, IMAGE_BYTES, LENGTH_BYTES, Located, Manifest, Place, Row, ShardEntry, Split,
+    ContentDigest, DatasetError, IMAGE_BYTES, LENGTH_BYTES, Located, Manifest, Place, Row, ShardEntry,
     missing, read_whole, schema, schema_without_entry_points, unsealed,
 };
 use crate::ids::{ClassId, InstanceId};
@@ -82,7 +82,8 @@ impl ShardReader {
             return Err(damaged(format!("it has {bytes} bytes, the manifest says {}", entry.bytes)));
         }
         let footer = footer(&location, entry)?.map_err(|reason| damaged(format!("its footer: {reason}")))?;
-        let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), ArrowReaderOptions::new())
+        let options = ArrowReaderOptions::new();
+        let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), options)
             .map_err(|error| damaged(format!("its schema: {error}")))?;
         let known = [schema(), schema_without_entry_points()];
         if !known.iter().any(|known| known.fields() == metadata.schema().fields()) {
@@ -243,17 +244,6 @@ impl ShardReader {
     }
 }
 
-/// What was damaged on its way is whole the second time.
-fn read_again<T>(read: impl Fn() -> Result<T, DatasetError>) -> Result<T, DatasetError> {
-    match read() {
-        Err(error @ (DatasetError::Damaged { .. } | DatasetError::RowGroup { .. })) => {
-            tracing::warn!("{error}; it is read once more");
-            read()
-        }
-        other => other,
-    }
-}
-
 /// Fetches and parses the footer; the outer error is the store's. Its bytes are compared with the manifest's
 /// digest before they are parsed, where the manifest has one.
 fn footer(location: &Location, entry: &ShardEntry) -> Result<Result<ParquetMetaData, String>, DatasetError> {
@@ -370,8 +360,16 @@ impl ChunkReader for FilePart {
     }
 }
 
-/// The class and the image of an instance that was found.
-type Sighting = (Option<ClassId>, Digest);
+/// What was damaged on its way is whole the second time.
+fn read_again<T>(read: impl Fn() -> Result<T, DatasetError>) -> Result<T, DatasetError> {
+    match read() {
+        Err(error @ (DatasetError::Damaged { .. } | DatasetError::RowGroup { .. })) => {
+            tracing::warn!("{error}; it is read once more");
+            read()
+        }
+        other => other,
+    }
+}
 
 /// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the
 /// indexes tell where each image is. Stored entry points must be those that `entry_points` finds in the image.
@@ -392,11 +390,11 @@ pub fn verify(
     for (name, split) in &manifest.splits {
         progress.begin(&format!("verify {name}"), split.instances);
         let indexed = split.read_places(dataset)?;
-        let mut found: Vec<Option<Sighting>> = vec![None; indexed.len()];
+        let mut found = vec![false; indexed.len()];
         for (shard, entry) in (0..).zip(&split.shards) {
             let bytes = read_whole(&dataset.join(&entry.path), entry.digest)?;
             let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;
-            let mut place = 0;
+            let mut numbers = 0..;
             for group in 0..reader.row_groups() {
                 let range = reader.row_group_range(group);
                 let wrong = |reason: String| DatasetError::RowGroup {
@@ -407,62 +405,51 @@ pub fn verify(
                 let rows =
                     reader.parse_row_group(group, bytes.slice(range.start as usize..range.end as usize))?;
                 if let Some(row) = rows.par_iter().find_first(has_others) {
-                    return Err(wrong(format!(
-                        "the entry points of instance {} are not its image's",
-                        row.id
-                    )));
+                    let reason = format!("the entry points of instance {} are not its image's", row.id);
+                    return Err(wrong(reason));
                 }
-                for row in rows {
-                    let image = Digest::of(&row.bytes);
-                    if found[row.id.row()].replace((row.label, image)).is_some() {
+                for (row, number) in rows.iter().zip(&mut numbers) {
+                    if std::mem::replace(&mut found[row.id.row()], true) {
                         return Err(wrong(format!("instance id {} occurs twice in the split", row.id)));
                     }
-                    let said = indexed[row.id.row()];
-                    let size = row.bytes.len() as u32;
-                    let (width, height) = (row.width, row.height);
-                    let actual = Place { shard, row: place, bytes: size, width, height, ..said.place };
-                    let part = |offset: u64, len: u32| {
-                        let start = usize::try_from(offset).ok()?;
-                        bytes.get(start..start.checked_add(len as usize)?)
-                    };
-                    let Place { offset, entry_points_offset, entry_points_bytes, .. } = said.place;
-                    let points = match entry_points_bytes {
-                        0 => Some(None),
-                        len => part(entry_points_offset, len)
-                            .and_then(|stored| unsealed(Bytes::copy_from_slice(stored), &row.bytes))
-                            .map(Some),
-                    };
-                    let is_there = part(offset, size).is_some_and(|bytes| *bytes == row.bytes)
-                        && points.is_some_and(|points| points == row.entry_points);
-                    let located = Located { id: row.id, label: row.label, place: actual, image };
-                    if said != located || !is_there {
+                    if !is_as_indexed(row, &indexed[row.id.row()], (shard, number), &bytes) {
                         return Err(split.wrong_index(dataset, row.id));
                     }
-                    place += 1;
                 }
                 progress.advance(reader.rows(group) as u64);
             }
         }
         progress.finish();
-        check_content(dataset, name, split, &found)?;
+        let wrong =
+            |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
+        if let Some(id) = found.iter().position(|found| !found) {
+            return Err(wrong(format!("instance {id} is missing")));
+        }
+        let mut digest = ContentDigest::new(split.applies_exif_orientation());
+        indexed.iter().for_each(|row| digest.add(row.id, row.label, row.image));
+        if digest.finish() != split.digest {
+            return Err(wrong("its content is not that of the manifest's digest".into()));
+        }
     }
     Ok(())
 }
 
-fn check_content(
-    dataset: &Location,
-    name: &str,
-    split: &Split,
-    found: &[Option<Sighting>],
-) -> Result<(), DatasetError> {
-    let wrong = |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
-    let mut digest = ContentDigest::new(split.applies_exif_orientation());
-    for (id, sighting) in (0..).map(InstanceId).zip(found) {
-        let (label, image) = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
-        digest.add(id, label, image);
-    }
-    if digest.finish() != split.digest {
-        return Err(wrong("its content is not that of the manifest's digest".into()));
-    }
-    Ok(())
+/// Whether a row of this shard and number is what its index says, and in the shard's `bytes` where it says.
+fn is_as_indexed(row: &Row, said: &Located, (shard, number): (u32, u32), bytes: &[u8]) -> bool {
+    let part = |offset: u64, len: u32| {
+        let start = usize::try_from(offset).ok()?;
+        bytes.get(start..start.checked_add(len as usize)?)
+    };
+    let size = row.bytes.len() as u32;
+    let place = Place { shard, row: number, bytes: size, width: row.width, height: row.height, ..said.place };
+    let has_points = if place.entry_points_bytes == 0 {
+        row.entry_points.is_none()
+    } else {
+        let stored = part(place.entry_points_offset, place.entry_points_bytes).map(Bytes::copy_from_slice);
+        let points = stored.and_then(|stored| unsealed(stored, &row.bytes));
+        points.is_some() && points == row.entry_points
+    };
+    *said == Located { id: row.id, label: row.label, place, image: Digest::of(&row.bytes) }
+        && part(place.offset, size).is_some_and(|image| *image == row.bytes)
+        && has_points
 }

@@ -24,37 +24,48 @@ fn entry_points(image: &[u8]) -> Option<Vec<u8>> {
 
 const IMAGES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
 
-/// Publishes a dataset of one split, `train`, whose shards have these rows.
-pub(crate) fn publish(dataset: &Location, shards: &[Vec<Row>], options: &WriterOptions) -> Manifest {
-    let (mut entries, mut index) = (Vec::new(), Vec::new());
+/// Publishes a dataset with one split, `train`: a shard of each list of rows, in row groups of `row_group`.
+pub(crate) fn publish(
+    dataset: &Location,
+    shards: &[Vec<Row>],
+    row_group: usize,
+    classes: &[&str],
+) -> Manifest {
+    let classes = classes.iter().map(|&class| class.to_owned()).collect();
+    let options = WriterOptions { row_group, classes };
+    let (mut index, mut entries) = (Vec::new(), Vec::new());
     for (shard, rows) in (0..).zip(shards) {
         let path = format!("train/shard-{shard:05}.parquet");
-        let mut writer = ShardWriter::start(dataset, &path, options).expect("started");
-        rows.iter().for_each(|row| writer.push(row.clone()).expect("pushed"));
+        let mut writer = ShardWriter::start(dataset, &path, &options).expect("started");
+        for row in rows {
+            writer.push(row.clone()).expect("pushed");
+        }
         let written = writer.finish().expect("published");
         let places = written.offsets.into_iter().zip(written.entry_points);
-        index.extend((0..).zip(rows.iter().zip(places)).map(|(number, (row, (offset, points)))| IndexRow {
-            id: row.id,
-            label: row.label,
-            path: row.path.clone(),
+        index.extend((0..).zip(rows.iter().zip(places)).map(|(row, (of, (offset, points)))| IndexRow {
+            id: of.id,
+            label: of.label,
+            path: of.path.clone(),
             place: Place {
                 shard,
-                row: number,
+                row,
                 offset,
-                bytes: row.bytes.len() as u32,
-                width: row.width,
-                height: row.height,
+                bytes: of.bytes.len() as u32,
+                width: of.width,
+                height: of.height,
                 entry_points_offset: points.0,
                 entry_points_bytes: points.1,
             },
-            image: Digest::of(&row.bytes),
+            image: Digest::of(&of.bytes),
             view: None,
         }));
         entries.push(written.entry);
     }
     index.sort_by_key(|row| row.id);
     let mut digest = ContentDigest::default();
-    index.iter().for_each(|row| digest.add(row.id, row.label, row.image));
+    for row in &index {
+        digest.add(row.id, row.label, row.image);
+    }
     let split = Split {
         instances: index.len() as u64,
         labelled: index.iter().filter(|row| row.label.is_some()).count() as u64,
@@ -72,23 +83,20 @@ pub(crate) fn publish(dataset: &Location, shards: &[Vec<Row>], options: &WriterO
             report: PartReport::default(),
         }],
     };
-    let manifest = Manifest::new(options.classes.clone(), BTreeMap::from([("train".into(), split)]));
+    let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
     manifest.publish(dataset, PublishMode::Create).expect("published");
     manifest
 }
 
-/// A dataset of the images of [`IMAGES`] in two shards, row groups of two.
+/// A dataset of five rows in two shards, row groups of two.
 fn published() -> (tempfile::TempDir, Location, Manifest) {
     let dir = tempfile::tempdir().expect("a folder");
     let dataset = Location::from_path(dir.path()).expect("a location");
-    let options = WriterOptions { row_group: 2, classes: vec!["a".into(), "b".into()] };
-    let shards = [vec![3, 0, 4], vec![2, 1]];
-    let shards = shards.map(|ids| ids.into_iter().map(|id| row(id, IMAGES[id as usize])).collect());
-    let manifest = publish(&dataset, &shards, &options);
+    let rows = |ids: &[u32]| ids.iter().map(|&id| row(id, IMAGES[id as usize])).collect();
+    let manifest = publish(&dataset, &[rows(&[3, 0, 4]), rows(&[2, 1])], 2, &["a", "b"]);
     (dir, dataset, manifest)
 }
 
-/// Changes a byte of a file.
 fn change(location: &Location, at: usize) {
     let mut bytes = location.read().expect("bytes").to_vec();
     bytes[at] ^= 0x55;

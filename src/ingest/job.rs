@@ -63,22 +63,28 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         }
         _ => None,
     };
-    let held_by = |manifest: &Manifest, plan: &Plan<'_>| match verified {
-        Some(_) => HeldBy::Contents,
-        None => plan.held_by(manifest, &source),
+    // What is reported where there is nothing to do.
+    let held = |existing: Option<&Manifest>, plan: &Plan<'_>| {
+        let manifest = existing.filter(|_| plan.parts.is_empty())?;
+        let held_by = verified.map_or_else(|| plan.held_by(manifest, &source), |_| HeldBy::Contents);
+        Some(report(manifest, BTreeMap::new(), Some(held_by), verified))
     };
-    if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
-        tidy_unlocked(options)?;
-        return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
-    }
-    let journal = Journal::open(&options.dest)?;
+    let journal = match held(existing.as_ref(), &plan) {
+        Some(report) if !has_work(&options.dest)? => return Ok(report),
+        Some(report) => match Journal::open(&options.dest) {
+            // Who holds the lock removes what it has left.
+            Err(StorageError::Locked { .. }) => return Ok(report),
+            other => other?,
+        },
+        None => Journal::open(&options.dest)?,
+    };
     // The previous holder of the lock may have published.
     let existing = self::existing(options)?;
     let plan = Plan::new(options, &source, existing.as_ref())?;
     let published = published(existing.as_ref());
-    if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
+    if let Some(report) = held(existing.as_ref(), &plan) {
         tidy(options, &journal, &published)?;
-        return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
+        return Ok(report);
     }
     if resumes(options, &plan, &source)? {
         journal.remove_unfinished()?;
@@ -236,22 +242,8 @@ fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<
     Ok(unfinished == Unfinished::Same)
 }
 
-/// Removes what an ingest has left that was killed after it had published, where there is nothing to do.
-/// Another process that works there removes its own files, so a held lock is not an error.
-fn tidy_unlocked(options: &IngestOptions) -> Result<(), IngestError> {
-    if !has_work(&options.dest)? {
-        return Ok(());
-    }
-    let journal = match Journal::open(&options.dest) {
-        Err(StorageError::Locked { .. }) => return Ok(()),
-        other => other?,
-    };
-    // The previous holder of the lock may have published.
-    let published = published(existing(options)?.as_ref());
-    tidy(options, &journal, &published)
-}
-
-/// The same under the lock. Unfinished work of another ingest stays for it.
+/// Removes what an ingest has left that was killed after it had published, where there is nothing to do. Unfinished
+/// work of another ingest stays for it.
 fn tidy(options: &IngestOptions, journal: &Journal, published: &BTreeSet<String>) -> Result<(), IngestError> {
     let recorded = recorded_files(&options.dest)?;
     // Each part has its own index: where that is published, the work was done. Without a plan nothing continues it.
@@ -455,7 +447,7 @@ impl Expected {
             (Ok(info), Some(digest), _) if info.digest == digest => {
                 self.rows.next();
                 verified.images += 1;
-                verified.rewritten += u64::from(!info.changes.none());
+                verified.rewritten += u64::from(info.change.is_some());
             }
             (Err(_), _, Some(_)) => {
                 self.rejects.pop_front();

@@ -122,7 +122,7 @@ impl Checked<'_> {
             let mean = values().sum::<u64>() / values().count().max(1) as u64;
             [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
         };
-        let changed = instances.iter().filter(|instance| !instance.info.changes.none());
+        let changed = instances.iter().filter(|instance| instance.info.change.is_some());
         PartReport {
             looked_at: validations.len() as u64,
             dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
@@ -406,12 +406,12 @@ impl PartJob<'_> {
         let read = source.read_all(&entries)?;
         let mut rows = Vec::with_capacity(instances.len());
         for (instance, source) in instances.iter().zip(read) {
-            let changes = instance.info.changes;
-            let bytes = if changes.none() {
-                Some(source)
-            } else {
-                let _reservation = memory.readmit(&source, options);
-                rewrite(&source, changes, options).map(Into::into)
+            let bytes = match instance.info.change {
+                None => Some(source),
+                Some(change) => {
+                    let _reservation = memory.readmit(&source, options);
+                    rewrite(&source, change, options).map(Into::into)
+                }
             };
             let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.info.digest);
             let bytes = bytes.ok_or_else(|| {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::source::{Entry, Source, first_of, split_meaning};
 use super::{HeldBy, IngestError, IngestOptions, SourcePlan};
-use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, IngestRecord, Manifest};
+use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, Manifest};
 use crate::ids::ClassId;
 use crate::storage::Digest;
 
@@ -171,12 +171,15 @@ fn find_part(
         }
         return Ok(PartState::New(0));
     };
-    let differing = |record: &IngestRecord| differing(&record.options, recorded, options);
-    let mut known =
-        held.ingest.iter().enumerate().filter(|(_, record)| record.source_fingerprint == fingerprint);
-    let differences = known.clone().next().map(|(_, record)| differing(record));
-    if let Some((number, _)) = known.find(|(_, record)| differing(record).is_empty()) {
-        return Ok(PartState::Held(number));
+    let mut differences = None;
+    for (number, record) in held.ingest.iter().enumerate() {
+        if record.source_fingerprint == fingerprint {
+            let found = differing(&record.options, recorded, options);
+            if found.is_empty() {
+                return Ok(PartState::Held(number));
+            }
+            differences.get_or_insert(found);
+        }
     }
     if let Some(differences) = differences {
         return Err(format!(

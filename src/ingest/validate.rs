@@ -38,22 +38,16 @@ pub(super) struct ImageInfo {
     pub view: Option<ViewHash>,
     pub format: Format,
     pub colour: Colour,
-    /// What is not as in the source.
-    pub changes: Changes,
+    /// What was done to the source's bytes.
+    pub change: Option<Change>,
 }
 
-/// What was changed of an image's bytes: one of the two, or nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Changes {
-    pub smaller: bool,
-    pub baseline: bool,
-}
-
-impl Changes {
-    /// Whether the bytes are those of the source.
-    pub(super) fn none(self) -> bool {
-        self == Self::default()
-    }
+/// How the stored bytes of an image differ from the source's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Change {
+    Smaller,
+    /// A progressive JPEG was made baseline.
+    Baseline,
 }
 
 /// Why an image is rejected.
@@ -205,9 +199,7 @@ pub(super) fn prepare(
         let encoded = encode_jpeg(&image, options.quality)?;
         let header =
             Header { format: Format::Jpeg, width: image.width, height: image.height, colour: Colour::Rgb };
-        // It is a baseline JPEG already.
-        let changes = Changes { smaller: true, baseline: false };
-        return Ok((info(&encoded, header, view_hash(&luma(&image)), changes), None));
+        return Ok((info(&encoded, header, view_hash(&luma(&image)), Some(Change::Smaller)), None));
     }
     let orientation = options.exif_orientation.of(source);
     // The source is checked, not what is made of it: repairs may then trust it.
@@ -222,12 +214,12 @@ pub(super) fn prepare(
     let (width, height) = orientation.size((header.width, header.height));
     let header = Header { width, height, ..header };
     let baseline = baseline(source, options);
-    let changes = Changes { smaller: false, baseline: baseline.is_some() };
-    let entry_points = entry_points.filter(|_| changes.none());
-    Ok((info(baseline.as_deref().unwrap_or(source), header, view, changes), entry_points))
+    let change = baseline.as_ref().map(|_| Change::Baseline);
+    let entry_points = entry_points.filter(|_| change.is_none());
+    Ok((info(baseline.as_deref().unwrap_or(source), header, view, change), entry_points))
 }
 
-fn info(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> ImageInfo {
+fn info(bytes: &[u8], header: Header, view: Option<ViewHash>, change: Option<Change>) -> ImageInfo {
     ImageInfo {
         width: header.width,
         height: header.height,
@@ -236,7 +228,7 @@ fn info(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) 
         view,
         format: header.format,
         colour: header.colour,
-        changes,
+        change,
     }
 }
 
@@ -270,11 +262,10 @@ fn baseline(source: &[u8], options: &IngestOptions) -> Option<Vec<u8>> {
 }
 
 /// The bytes that validating the same source gave, without its checks; `None` if the source is another one.
-pub(super) fn rewrite(source: &[u8], changes: Changes, options: &IngestOptions) -> Option<Vec<u8>> {
-    if changes.smaller {
-        encode_jpeg(&smaller(source, options).ok()??, options.quality).ok()
-    } else {
-        progressive_to_baseline(source).ok()?
+pub(super) fn rewrite(source: &[u8], change: Change, options: &IngestOptions) -> Option<Vec<u8>> {
+    match change {
+        Change::Smaller => encode_jpeg(&smaller(source, options).ok()??, options.quality).ok(),
+        Change::Baseline => progressive_to_baseline(source).ok()?,
     }
 }
 

@@ -4,7 +4,6 @@
 use turbojpeg::Colorspace;
 
 use super::*;
-use crate::dataset::WriterOptions;
 use crate::dataset::tests::publish;
 use crate::ids::InstanceId;
 use crate::storage::Digest;
@@ -21,8 +20,7 @@ fn dataset(at: &Fixture, paths: &[String]) -> Location {
         height: 16,
         entry_points: None,
     };
-    let rows = (0..).zip(paths).map(row).collect();
-    publish(&dataset, &[rows], &WriterOptions { row_group: 2, classes: vec!["a".into()] });
+    publish(&dataset, &[(0..).zip(paths).map(row).collect()], 2, &["a"]);
     dataset
 }
 
