@@ -3,5 +3,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    instdisc::ingest::fuzzing::parquet(bytes);
+    instdisc::ingest::fuzzing::source("x.parquet", bytes);
 });

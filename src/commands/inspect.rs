@@ -17,7 +17,7 @@ use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointManifest, FileEntry, MANIFEST, checkpoint_name, finished_step,
     list_checkpoints,
 };
-use crate::dataset::{DatasetError, Manifest, summarise, verify};
+use crate::dataset::{DatasetError, Manifest, Split, verify};
 use crate::feature_table::FeatureTable;
 use crate::image::entry_points;
 use crate::progress::Progress;
@@ -87,14 +87,31 @@ fn summarise_any(location: &Location, check: bool, progress: &dyn Progress) -> R
     if check {
         verify(location, &manifest, &entry_points, progress)?;
     }
-    dataset_summary(&manifest)
+    Ok(dataset_summary(&manifest))
 }
 
 /// What a dataset is, with the first of its classes.
-fn dataset_summary(manifest: &Manifest) -> Result<Value, CommandError> {
-    let mut summary = serde_json::to_value(summarise(manifest))?;
-    summary["first_classes"] = json!(&manifest.classes[..manifest.classes.len().min(FIRST_CLASSES)]);
-    Ok(summary)
+fn dataset_summary(manifest: &Manifest) -> Value {
+    let split = |split: &Split| {
+        json!({
+            "instances": split.instances,
+            "labelled": split.labelled,
+            "rejected": split.rejected,
+            "image_bytes": split.image_bytes,
+            "shards": split.shards.len(),
+            "shard_bytes": split.shards.iter().fold(0, |sum, shard| u64::saturating_add(sum, shard.bytes)),
+            "digest": split.digest,
+        })
+    };
+    let splits: BTreeMap<&String, Value> =
+        manifest.splits.iter().map(|(name, of)| (name, split(of))).collect();
+    json!({
+        "kind": "dataset",
+        "dataset_digest": manifest.dataset_digest,
+        "classes": manifest.classes.len(),
+        "splits": splits,
+        "first_classes": &manifest.classes[..manifest.classes.len().min(FIRST_CLASSES)],
+    })
 }
 
 /// What a single file is.

@@ -170,19 +170,24 @@ fn numbers(rows: &[IndexRow], of: fn(&Place) -> u32) -> ArrayRef {
 /// # Errors
 /// If it is missing or damaged, or the store fails.
 pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>, DatasetError> {
-    read(dataset, entry, &ProjectionMask::all(), |batch, rows| {
-        let (paths, views) = (text(batch, "path")?, fixed(batch, "view_hash")?);
-        let located = located(batch)?;
-        rows.extend(located.into_iter().enumerate().map(|(row, found)| IndexRow {
-            id: found.id,
-            label: found.label,
-            path: paths.value(row).to_owned(),
-            place: found.place,
-            image: found.image,
-            view: views.is_valid(row).then(|| ViewHash::from_bytes(views.value(row))),
-        }));
-        Some(())
-    })
+    read(
+        dataset,
+        entry,
+        |_| true,
+        |batch, rows| {
+            let (paths, views) = (text(batch, "path")?, fixed(batch, "view_hash")?);
+            let located = located(batch)?;
+            rows.extend(located.into_iter().enumerate().map(|(row, found)| IndexRow {
+                id: found.id,
+                label: found.label,
+                path: paths.value(row).to_owned(),
+                place: found.place,
+                image: found.image,
+                view: views.is_valid(row).then(|| ViewHash::from_bytes(views.value(row))),
+            }));
+            Some(())
+        },
+    )
 }
 
 /// Where some instances of a split came from, as the indexes of its parts say.
@@ -194,11 +199,10 @@ pub fn read_paths(
     split: &Split,
     wanted: &BTreeSet<InstanceId>,
 ) -> Result<BTreeMap<InstanceId, String>, DatasetError> {
-    let described = ArrowSchemaConverter::new().convert(&schema()).expect("an index's columns have types");
-    let mask = ProjectionMask::columns(&described, ["instance_id", "path"]);
     let mut paths = BTreeMap::new();
     for part in &split.ingest {
-        let found = read(dataset, &part.index, &mask, |batch, rows| {
+        let is_needed = |column: &str| ["instance_id", "path"].contains(&column);
+        let found = read(dataset, &part.index, is_needed, |batch, rows| {
             let ids = batch.column_by_name("instance_id")?.as_primitive::<Int64Type>();
             let paths = text(batch, "path")?;
             for (&id, path) in ids.values().iter().zip(paths) {
@@ -258,27 +262,26 @@ impl Split {
 /// # Errors
 /// If it is missing or damaged, or the store fails.
 fn read_places(dataset: &Location, entry: &FileEntry) -> Result<Vec<Located>, DatasetError> {
-    let described = ArrowSchemaConverter::new().convert(&schema()).expect("an index's columns have types");
-    let names = schema();
-    let wanted = names.fields().iter().map(|field| field.name().as_str());
-    let mask =
-        ProjectionMask::columns(&described, wanted.filter(|name| !["path", "view_hash"].contains(name)));
-    read(dataset, entry, &mask, |batch, rows| {
+    let is_needed = |column: &str| !["path", "view_hash"].contains(&column);
+    read(dataset, entry, is_needed, |batch, rows| {
         rows.extend(located(batch)?);
         Some(())
     })
 }
 
-/// What `append` makes of some columns of an index.
+/// What `append` makes of the columns of an index that are needed.
 fn read<T>(
     dataset: &Location,
     entry: &FileEntry,
-    mask: &ProjectionMask,
+    is_needed: impl Fn(&str) -> bool,
     append: impl Fn(&RecordBatch, &mut Vec<T>) -> Option<()>,
 ) -> Result<Vec<T>, DatasetError> {
     let location = dataset.join(&entry.path);
     let schemas = [schema(), schema_without_entry_points()];
-    read_table(read_whole(&location, entry.digest)?, &location, &schemas, mask.clone(), append)
+    let described = ArrowSchemaConverter::new().convert(&schemas[0]).expect("an index's columns have types");
+    let columns = schemas[0].fields().iter().map(|field| field.name().as_str());
+    let mask = ProjectionMask::columns(&described, columns.filter(|column| is_needed(column)));
+    read_table(read_whole(&location, entry.digest)?, &location, &schemas, mask, append)
 }
 
 /// Where the instances of a batch are stored; `None` where a value is out of range.
@@ -437,13 +440,6 @@ mod tests {
         let other = FileEntry { digest: Digest::of(b"other"), ..entry };
         let error = read_index(&dataset, &other).expect_err("another digest");
         assert!(error.to_string().contains("index/train.parquet: damaged"), "{error}");
-    }
-
-    #[test]
-    fn a_distance_counts_differing_bits() {
-        let hash = ViewHash([0, u64::MAX, 5, 6]);
-        assert_eq!(hash.distance(&hash), 0);
-        assert_eq!(hash.distance(&ViewHash([3, u64::MAX, 5, 7])), 3);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The manifest: what a dataset consists of, and its summary for `inspect`.
+//! The manifest: what a dataset consists of.
 
 use std::collections::BTreeMap;
 
@@ -227,13 +227,11 @@ impl Manifest {
         }
         for (name, split) in &self.splits {
             let Split { instances, labelled, .. } = *split;
-            let sum = |counts: &mut dyn Iterator<Item = u64>| counts.fold(0, u64::saturating_add);
-            let counts = [
-                ("its shards have", sum(&mut split.shards.iter().map(|shard| shard.rows))),
-                ("its parts have", sum(&mut split.ingest.iter().map(|part| part.instances))),
-            ];
-            if let Some((what, rows)) = counts.iter().find(|(_, rows)| *rows != instances) {
-                return Err(format!("split `{name}` has {instances} instances, but {what} {rows}"));
+            let rows = split.shards.iter().map(|shard| shard.rows).fold(0, u64::saturating_add);
+            let parts = split.ingest.iter().map(|part| part.instances).fold(0, u64::saturating_add);
+            let counts = [("its shards have", rows), ("its parts have", parts)];
+            if let Some((what, count)) = counts.iter().find(|(_, count)| *count != instances) {
+                return Err(format!("split `{name}` has {instances} instances, but {what} {count}"));
             }
             let misplaced =
                 |shard: &&ShardEntry| shard.footer.is_some_and(|footer| footer.bytes > shard.bytes);
@@ -346,56 +344,5 @@ impl ContentDigest {
     /// The digest.
     pub fn finish(&self) -> Digest {
         self.hasher.finalize().into()
-    }
-}
-
-/// The summary of a dataset.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DatasetSummary {
-    /// Always `dataset`.
-    pub kind: &'static str,
-    /// The dataset's identity.
-    pub dataset_digest: Digest,
-    /// The number of classes.
-    pub classes: usize,
-    /// The splits by name.
-    pub splits: BTreeMap<String, SplitSummary>,
-}
-
-/// The summary of a split.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SplitSummary {
-    /// Its images.
-    pub instances: u64,
-    /// Those that have a label.
-    pub labelled: u64,
-    /// Images refused at ingest.
-    pub rejected: u64,
-    /// The sum of the encoded images' sizes, in bytes.
-    pub image_bytes: u64,
-    /// Its shards.
-    pub shards: usize,
-    /// The sum of their sizes, in bytes.
-    pub shard_bytes: u64,
-    /// The digest of its content.
-    pub digest: Digest,
-}
-
-/// Summarises a manifest.
-pub fn summarise(manifest: &Manifest) -> DatasetSummary {
-    let split = |split: &Split| SplitSummary {
-        instances: split.instances,
-        labelled: split.labelled,
-        rejected: split.rejected,
-        image_bytes: split.image_bytes,
-        shards: split.shards.len(),
-        shard_bytes: split.shards.iter().fold(0, |sum, shard| sum.saturating_add(shard.bytes)),
-        digest: split.digest,
-    };
-    DatasetSummary {
-        kind: "dataset",
-        dataset_digest: manifest.dataset_digest,
-        classes: manifest.classes.len(),
-        splits: manifest.splits.iter().map(|(name, of)| (name.clone(), split(of))).collect(),
     }
 }

@@ -28,8 +28,8 @@ pub use index::{
     read_paths, write_duplicates, write_index,
 };
 pub use manifest::{
-    ContentDigest, DatasetSummary, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry,
-    FooterEntry, IngestRecord, Manifest, PartReport, ShardEntry, Split, SplitSummary, summarise,
+    ContentDigest, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry, FooterEntry,
+    IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };
 pub(crate) use reader::read_footer;
 pub use reader::{ShardReader, verify};

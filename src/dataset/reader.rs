@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use super::{
     ContentDigest, DatasetError, FooterEntry, IMAGE_BYTES, LENGTH_BYTES, Located, Manifest, Place, Row,
-    ShardEntry, Split, missing, read_whole, schema, schema_without_entry_points, unsealed,
+    ShardEntry, missing, read_whole, schema, schema_without_entry_points, unsealed,
 };
 use crate::guard::guard;
 use crate::ids::{ClassId, InstanceId};
@@ -62,14 +62,8 @@ impl ShardReader {
         classes: usize,
         instances: u64,
     ) -> Result<Self, DatasetError> {
-        match Self::open_once(dataset, entry, classes, instances) {
-            // What was damaged on its way is whole the second time.
-            Err(error @ DatasetError::Damaged { .. }) if dataset.local_path().is_none() => {
-                tracing::warn!("{error}; it is read once more");
-                Self::open_once(dataset, entry, classes, instances)
-            }
-            other => other,
-        }
+        let open = || Self::open_once(dataset, entry, classes, instances);
+        if dataset.local_path().is_some() { open() } else { read_again(open) }
     }
 
     fn open_once(
@@ -93,16 +87,17 @@ impl ShardReader {
         if !known.iter().any(|known| known.fields() == metadata.schema().fields()) {
             return Err(damaged("its columns are not those of a dataset".into()));
         }
-        if metadata.metadata().file_metadata().num_rows() as u64 != entry.rows {
+        let found = metadata.metadata();
+        if found.file_metadata().num_rows() as u64 != entry.rows {
             return Err(damaged(format!("it does not have the {} rows that the manifest says", entry.rows)));
         }
-        let digests = entry.row_groups.clone();
         let counts =
-            metadata.metadata().row_groups().iter().map(|group| u64::try_from(group.num_rows()).ok());
-        if counts.map(|rows| rows.unwrap_or(u64::MAX)).fold(0, u64::saturating_add) != entry.rows {
+            found.row_groups().iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(u64::MAX));
+        if counts.fold(0, u64::saturating_add) != entry.rows {
             return Err(damaged("its row groups do not have the rows of its footer".into()));
         }
-        if metadata.metadata().num_row_groups() != digests.len() {
+        let digests = entry.row_groups.clone();
+        if found.num_row_groups() != digests.len() {
             let groups = digests.len();
             return Err(damaged(format!("it does not have the {groups} row groups that the manifest says")));
         }
@@ -159,15 +154,7 @@ impl ShardReader {
         if range.end > self.bytes || range.start > range.end {
             return Err(self.wrong(row_group, "its bytes are outside of the shard".into()));
         }
-        let read = || self.parse_row_group(row_group, self.location.read_range(range.clone())?);
-        match read() {
-            // What was damaged on its way is whole the second time.
-            Err(error @ DatasetError::RowGroup { .. }) => {
-                tracing::warn!("{error}; it is read once more");
-                read()
-            }
-            other => other,
-        }
+        read_again(|| self.parse_row_group(row_group, self.location.read_range(range.clone())?))
     }
 
     /// The rows of a row group's bytes, which are checked against the manifest's digest. The images share
@@ -189,19 +176,6 @@ impl ShardReader {
         let schema = self.metadata.metadata().file_metadata().schema_descr_ptr();
         let mask =
             ProjectionMask::leaves(&schema, (0..schema.num_columns()).filter(|&leaf| leaf != IMAGE_BYTES));
-        let mut rows = Vec::with_capacity(images.len());
-        for batch in self.batches(row_group, mask, part)? {
-            self.append(row_group, &batch, &images, &mut rows)?;
-        }
-        Ok(rows)
-    }
-
-    fn batches(
-        &self,
-        row_group: usize,
-        mask: ProjectionMask,
-        part: FilePart,
-    ) -> Result<Vec<RecordBatch>, DatasetError> {
         let failed = |reason: String| self.wrong(row_group, reason);
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(part, self.metadata.clone())
             .with_row_groups(vec![row_group])
@@ -209,7 +183,11 @@ impl ShardReader {
             .with_batch_size(self.rows(row_group).max(1))
             .build()
             .map_err(|error| failed(error.to_string()))?;
-        reader.map(|batch| batch.map_err(|error| failed(error.to_string()))).collect()
+        let mut rows = Vec::with_capacity(images.len());
+        for batch in reader {
+            self.append(row_group, &batch.map_err(|error| failed(error.to_string()))?, &images, &mut rows)?;
+        }
+        Ok(rows)
     }
 
     fn append(
@@ -220,11 +198,12 @@ impl ShardReader {
         rows: &mut Vec<Row>,
     ) -> Result<(), DatasetError> {
         let (columns, entry_points) = batch.columns().split_at(FULL_COLUMNS);
-        if columns.iter().any(|column| column.null_count() > 0) || has_nulls(batch.column(1)) {
+        let image = batch.column(1).as_struct();
+        if columns.iter().chain(image.columns()).any(|column| column.null_count() > 0) {
             return Err(self.wrong(row_group, "a value is missing".into()));
         }
         let ids = batch.column(0).as_primitive::<Int64Type>();
-        let paths = batch.column(1).as_struct().column(0).as_string::<i32>();
+        let paths = image.column(0).as_string::<i32>();
         let labels = batch.column(2).as_primitive::<Int64Type>();
         let (widths, heights) =
             (batch.column(3).as_primitive::<Int32Type>(), batch.column(4).as_primitive::<Int32Type>());
@@ -234,18 +213,22 @@ impl ShardReader {
             unsealed(Bytes::copy_from_slice(stored), image)
         };
         for row in 0..batch.num_rows() {
-            let (id, label) = self.identity(row_group, rows.len(), ids.value(row), labels.value(row))?;
+            let number = rows.len();
+            let wrong = |what: String| self.wrong(row_group, format!("row {number}: {what}"));
+            let (id, label) = (ids.value(row), labels.value(row));
+            let known_id = InstanceId::from_stored(id).filter(|id| u64::from(id.0) < self.instances);
+            let known_label = ClassId::from_stored(label)
+                .filter(|class| class.is_none_or(|class| class.index() < self.classes));
             let side = |value: i32| {
-                let wrong = || self.wrong(row_group, format!("row {}: a side of {value} pixels", rows.len()));
-                u32::try_from(value).ok().filter(|&value| value > 0).ok_or_else(wrong)
+                let side = u32::try_from(value).ok().filter(|&value| value > 0);
+                side.ok_or_else(|| wrong(format!("a side of {value} pixels")))
             };
-            let missing = || self.wrong(row_group, format!("row {} has no image", rows.len()));
-            let image = images.get(rows.len()).cloned().ok_or_else(missing)?;
+            let bytes = images.get(number).cloned().ok_or_else(|| wrong("it has no image".into()))?;
             rows.push(Row {
-                id,
-                label,
-                entry_points: points_of(row, &image),
-                bytes: image,
+                id: known_id.ok_or_else(|| wrong(format!("instance id {id} is out of range")))?,
+                label: known_label.ok_or_else(|| wrong(format!("label {label} is out of range")))?,
+                entry_points: points_of(row, &bytes),
+                bytes,
                 path: paths.value(row).to_owned(),
                 width: side(widths.value(row))?,
                 height: side(heights.value(row))?,
@@ -254,30 +237,9 @@ impl ShardReader {
         Ok(())
     }
 
-    fn identity(
-        &self,
-        row_group: usize,
-        row: usize,
-        id: i64,
-        label: i64,
-    ) -> Result<(InstanceId, Option<ClassId>), DatasetError> {
-        let wrong = |what: String| self.wrong(row_group, format!("row {row}: {what}"));
-        let known = InstanceId::from_stored(id).filter(|id| u64::from(id.0) < self.instances);
-        let class = ClassId::from_stored(label)
-            .filter(|class| class.is_none_or(|class| class.index() < self.classes));
-        Ok((
-            known.ok_or_else(|| wrong(format!("instance id {id} is out of range")))?,
-            class.ok_or_else(|| wrong(format!("label {label} is out of range")))?,
-        ))
-    }
-
     fn wrong(&self, row_group: usize, reason: String) -> DatasetError {
         DatasetError::RowGroup { shard: self.shown.clone(), row_group, reason }
     }
-}
-
-fn has_nulls(image: &ArrayRef) -> bool {
-    image.as_struct().columns().iter().any(|column| column.null_count() > 0)
 }
 
 /// Fetches and parses the footer of a Parquet file of this many bytes. Where its size and digest are known, its bytes
@@ -408,8 +370,16 @@ impl ChunkReader for FilePart {
     }
 }
 
-/// The class and the image of an instance that was found.
-type Sighting = (Option<ClassId>, Digest);
+/// What was damaged on its way is whole the second time.
+fn read_again<T>(read: impl Fn() -> Result<T, DatasetError>) -> Result<T, DatasetError> {
+    match read() {
+        Err(error @ (DatasetError::Damaged { .. } | DatasetError::RowGroup { .. })) => {
+            tracing::warn!("{error}; it is read once more");
+            read()
+        }
+        other => other,
+    }
+}
 
 /// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the
 /// indexes tell where each image is. Stored entry points must be those that `entry_points` finds in the image.
@@ -430,11 +400,11 @@ pub fn verify(
     for (name, split) in &manifest.splits {
         progress.begin(&format!("verify {name}"), split.instances);
         let indexed = split.read_places(dataset)?;
-        let mut found: Vec<Option<Sighting>> = vec![None; indexed.len()];
+        let mut found = vec![false; indexed.len()];
         for (shard, entry) in (0..).zip(&split.shards) {
             let bytes = read_whole(&dataset.join(&entry.path), entry.digest)?;
             let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;
-            let mut place = 0;
+            let mut numbers = 0..;
             for group in 0..reader.row_groups() {
                 let range = reader.row_group_range(group);
                 let wrong = |reason: String| DatasetError::RowGroup {
@@ -445,63 +415,51 @@ pub fn verify(
                 let rows =
                     reader.parse_row_group(group, bytes.slice(range.start as usize..range.end as usize))?;
                 if let Some(row) = rows.par_iter().find_first(has_others) {
-                    return Err(wrong(format!(
-                        "the entry points of instance {} are not its image's",
-                        row.id
-                    )));
+                    let reason = format!("the entry points of instance {} are not its image's", row.id);
+                    return Err(wrong(reason));
                 }
-                for row in rows {
-                    let image = Digest::of(&row.bytes);
-                    if found[row.id.row()].replace((row.label, image)).is_some() {
+                for (row, number) in rows.iter().zip(&mut numbers) {
+                    if std::mem::replace(&mut found[row.id.row()], true) {
                         return Err(wrong(format!("instance id {} occurs twice in the split", row.id)));
                     }
-                    let said = indexed[row.id.row()];
-                    let size = row.bytes.len() as u32;
-                    let (width, height) = (row.width, row.height);
-                    let actual = Place { shard, row: place, bytes: size, width, height, ..said.place };
-                    let part = |offset: u64, len: u32| {
-                        let start = usize::try_from(offset).ok()?;
-                        let end = start.checked_add(len as usize).filter(|&end| end <= bytes.len())?;
-                        Some(bytes.slice(start..end))
-                    };
-                    let Place { offset, entry_points_offset, entry_points_bytes, .. } = said.place;
-                    let points = match entry_points_bytes {
-                        0 => Some(None),
-                        len => part(entry_points_offset, len)
-                            .and_then(|stored| unsealed(stored, &row.bytes))
-                            .map(Some),
-                    };
-                    let is_there = part(offset, size).is_some_and(|bytes| bytes == row.bytes)
-                        && points.is_some_and(|points| points == row.entry_points);
-                    let located = Located { id: row.id, label: row.label, place: actual, image };
-                    if said != located || !is_there {
+                    if !is_as_indexed(row, &indexed[row.id.row()], (shard, number), &bytes) {
                         return Err(split.wrong_index(dataset, row.id));
                     }
-                    place += 1;
                 }
                 progress.advance(reader.rows(group) as u64);
             }
         }
         progress.finish();
-        check_content(dataset, name, split, &found)?;
+        let wrong =
+            |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
+        if let Some(id) = found.iter().position(|found| !found) {
+            return Err(wrong(format!("instance {id} is missing")));
+        }
+        let mut digest = ContentDigest::new(split.applies_exif_orientation());
+        indexed.iter().for_each(|row| digest.add(row.id, row.label, row.image));
+        if digest.finish() != split.digest {
+            return Err(wrong("its content is not that of the manifest's digest".into()));
+        }
     }
     Ok(())
 }
 
-fn check_content(
-    dataset: &Location,
-    name: &str,
-    split: &Split,
-    found: &[Option<Sighting>],
-) -> Result<(), DatasetError> {
-    let wrong = |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
-    let mut digest = ContentDigest::new(split.applies_exif_orientation());
-    for (id, sighting) in (0..).map(InstanceId).zip(found) {
-        let (label, image) = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
-        digest.add(id, label, image);
-    }
-    if digest.finish() != split.digest {
-        return Err(wrong("its content is not that of the manifest's digest".into()));
-    }
-    Ok(())
+/// Whether a row of this shard and number is what its index says, and in the shard's `bytes` where it says.
+fn is_as_indexed(row: &Row, said: &Located, (shard, number): (u32, u32), bytes: &[u8]) -> bool {
+    let part = |offset: u64, len: u32| {
+        let start = usize::try_from(offset).ok()?;
+        bytes.get(start..start.checked_add(len as usize)?)
+    };
+    let size = row.bytes.len() as u32;
+    let place = Place { shard, row: number, bytes: size, width: row.width, height: row.height, ..said.place };
+    let has_points = if place.entry_points_bytes == 0 {
+        row.entry_points.is_none()
+    } else {
+        let stored = part(place.entry_points_offset, place.entry_points_bytes).map(Bytes::copy_from_slice);
+        let points = stored.and_then(|stored| unsealed(stored, &row.bytes));
+        points.is_some() && points == row.entry_points
+    };
+    *said == Located { id: row.id, label: row.label, place, image: Digest::of(&row.bytes) }
+        && part(place.offset, size).is_some_and(|image| *image == row.bytes)
+        && has_points
 }

@@ -113,24 +113,8 @@ fn rows_come_back_as_they_were_written() {
     assert_eq!(reader.row_groups(), 2);
     assert_eq!(reader.read_row_group(0).expect("rows"), [row(3, b""), row(0, b"zero")]);
     assert_eq!(reader.read_row_group(1).expect("rows"), [row(4, b"four")]);
+    assert_eq!(published().2, written, "equal rows give equal bytes");
     verify(&dataset, &manifest, &entry_points, &Quiet).expect("whole");
-}
-
-#[test]
-fn an_index_tells_where_each_image_lies_in_its_file() {
-    let (_dir, dataset, manifest) = published();
-    let split = &manifest.splits["train"];
-    for found in split.read_places(&dataset).expect("an index") {
-        let file = dataset.join(&split.shards[found.place.shard as usize].path);
-        let range = found.place.offset..found.place.offset + u64::from(found.place.bytes);
-        let bytes = file.read().expect("bytes").slice(range.start as usize..range.end as usize);
-        assert_eq!(bytes, IMAGES[found.id.row()]);
-        let Place { entry_points_offset, entry_points_bytes, .. } = found.place;
-        let stored = entry_points_offset as usize..entry_points_offset as usize + entry_points_bytes as usize;
-        let points = (entry_points_bytes > 0)
-            .then(|| unsealed(file.read().expect("bytes").slice(stored), &bytes).expect("as written"));
-        assert_eq!(points, row(found.id.0, b"").entry_points);
-    }
 }
 
 #[test]
@@ -155,13 +139,6 @@ fn images_are_found_in_row_groups_of_many_pages() {
         let points = if bytes > 0 { Some(unsealed(stored, &image(id)).expect("as written")) } else { None };
         assert_eq!(points, row(id, b"").entry_points);
     }
-}
-
-#[test]
-fn equal_rows_give_equal_bytes() {
-    let (_a, _, first) = published();
-    let (_b, _, second) = published();
-    assert_eq!(first, second);
 }
 
 #[test]

@@ -10,11 +10,10 @@ use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::datatypes::Schema;
 use bytes::Bytes;
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, Encoding};
-use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::data_type::{ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
@@ -41,23 +40,6 @@ pub struct WriterOptions {
     pub classes: Vec<String>,
 }
 
-/// Writes the next column, whose values may be null.
-fn put_nullable<T: DataType>(
-    group: &mut SerializedRowGroupWriter<'_, Digests>,
-    values: impl Iterator<Item = Option<T::T>>,
-) -> Result<(), ParquetError> {
-    let mut column = group.next_column()?.expect("as many columns as the schema has");
-    let typed = column.typed::<T>();
-    let most = typed.get_descriptor().max_def_level();
-    let (mut levels, mut present) = (Vec::new(), Vec::new());
-    for value in values {
-        levels.push(if value.is_some() { most } else { most - 1 });
-        present.extend(value);
-    }
-    typed.write_batch(&present, Some(&levels), None)?;
-    column.close()
-}
-
 /// A shard that was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrittenShard {
@@ -82,7 +64,7 @@ pub struct ShardWriter {
     pending: Vec<Row>,
     pending_bytes: usize,
     /// By row: the size of its image in bytes.
-    sizes: Vec<u64>,
+    sizes: Vec<Option<u64>>,
     /// By row: the size of its entry points in bytes, as stored.
     entry_points: Vec<Option<u64>>,
 }
@@ -101,8 +83,10 @@ impl ShardWriter {
     pub fn start(dataset: &Location, path: &str, options: &WriterOptions) -> Result<Self, DatasetError> {
         let location = dataset.join(path);
         let upload = Upload::start(&location)?;
-        let schema = labelled_schema(&options.classes);
-        let metadata = KeyValue::new(HUGGINGFACE.to_owned(), huggingface_entry(&options.classes));
+        let entry = huggingface_entry(&options.classes);
+        // The Arrow schema holds the entry too, for pyarrow.
+        let schema = schema().with_metadata(HashMap::from([(HUGGINGFACE.to_owned(), entry.clone())]));
+        let metadata = KeyValue::new(HUGGINGFACE.to_owned(), entry);
         let mut properties = WriterProperties::builder()
             .set_writer_version(WriterVersion::PARQUET_1_0)
             .set_created_by("instdisc dataset 1".to_owned())
@@ -120,13 +104,11 @@ impl ShardWriter {
         let columns = ArrowSchemaConverter::new().convert(&schema).map_err(failed)?;
         let writer = SerializedFileWriter::new(digests, columns.root_schema_ptr(), Arc::new(properties))
             .map_err(failed)?;
-        let row_group = options.row_group;
-        let path = path.to_owned();
         let mut shard = Self {
-            path,
+            path: path.to_owned(),
             shown,
             writer,
-            row_group,
+            row_group: options.row_group,
             pending: Vec::new(),
             pending_bytes: 0,
             sizes: Vec::new(),
@@ -147,7 +129,7 @@ impl ShardWriter {
             self.flush()?;
         }
         self.pending_bytes += row.bytes.len();
-        self.sizes.push(row.bytes.len() as u64);
+        self.sizes.push(Some(row.bytes.len() as u64));
         let points = row.entry_points.as_ref().map(|points| sealed_bytes(points.len()));
         self.pending_bytes += points.unwrap_or(0);
         self.entry_points.push(points.map(|bytes| bytes as u64));
@@ -164,9 +146,10 @@ impl ShardWriter {
         let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
         let metadata = self.writer.finish().map_err(failed)?;
         let unknown = || failed(ParquetError::General("the offsets of its values are unknown".into()));
-        let sizes: Vec<Option<u64>> = self.sizes.iter().copied().map(Some).collect();
-        let offsets = offsets(&metadata, IMAGE_BYTES, &sizes).ok_or_else(unknown)?;
-        let found = offsets_of_points(&metadata, &self.entry_points).ok_or_else(unknown)?;
+        let offsets = offsets(&metadata, IMAGE_BYTES, &self.sizes).ok_or_else(unknown)?;
+        let points = self::offsets(&metadata, ENTRY_POINTS, &self.entry_points).ok_or_else(unknown)?;
+        let point_bytes = self.entry_points.iter().map(|bytes| bytes.unwrap_or(0) as u32);
+        let entry_points = points.into_iter().zip(point_bytes).collect();
         // The writer buffers the end of the file.
         self.sync()?;
         let digests = self.writer.inner_mut();
@@ -183,7 +166,7 @@ impl ShardWriter {
             row_groups,
             footer: Some(footer),
         };
-        Ok(WrittenShard { entry, offsets, entry_points: found })
+        Ok(WrittenShard { entry, offsets, entry_points })
     }
 
     fn flush(&mut self) -> Result<(), DatasetError> {
@@ -206,12 +189,6 @@ impl ShardWriter {
     }
 }
 
-/// The columns of a dataset with these classes. The Arrow schema holds the entry too, for pyarrow.
-fn labelled_schema(classes: &[String]) -> Arc<Schema> {
-    let metadata = HashMap::from([(HUGGINGFACE.to_owned(), huggingface_entry(classes))]);
-    Arc::new(schema().with_metadata(metadata))
-}
-
 /// The value of the `huggingface` metadata entry, by which `datasets` and pandas see images and classes.
 pub(super) fn huggingface_entry(classes: &[String]) -> String {
     let value = |dtype: &str| serde_json::json!({"dtype": dtype, "_type": "Value"});
@@ -224,13 +201,6 @@ pub(super) fn huggingface_entry(classes: &[String]) -> String {
         "entry_points": value("binary"),
     }}})
     .to_string()
-}
-
-/// Where the entry points of each row begin, and their size.
-fn offsets_of_points(metadata: &ParquetMetaData, sizes: &[Option<u64>]) -> Option<Vec<(u64, u32)>> {
-    let offsets = offsets(metadata, ENTRY_POINTS, sizes)?;
-    let sizes = sizes.iter().map(|size| u32::try_from(size.unwrap_or(0)).ok());
-    offsets.into_iter().zip(sizes).map(|(offset, size)| Some((offset, size?))).collect()
 }
 
 /// Where each value of a column begins, by its size (none: a null, at 0): a page ends with its values, each after its
@@ -292,32 +262,32 @@ impl Write for Digests {
 /// Writes rows as one row group; the columns are those of [`schema`].
 fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Result<(), ParquetError> {
     let mut group = writer.next_row_group()?;
-    let list = |of: fn(&Row) -> i64| rows.iter().map(of).collect::<Vec<i64>>();
-    let sides = |of: fn(&Row) -> u32| rows.iter().map(|row| of(row) as i32).collect::<Vec<i32>>();
-    let bytes: Vec<ByteArray> = rows.iter().map(|row| row.bytes.clone().into()).collect();
-    let paths: Vec<ByteArray> = rows.iter().map(|row| row.path.as_str().into()).collect();
-    put::<Int64Type>(&mut group, &list(|row| row.id.to_stored()))?;
-    put::<ByteArrayType>(&mut group, &bytes)?;
-    put::<ByteArrayType>(&mut group, &paths)?;
-    put::<Int64Type>(&mut group, &list(|row| ClassId::to_stored(row.label)))?;
-    put::<Int32Type>(&mut group, &sides(|row| row.width))?;
-    put::<Int32Type>(&mut group, &sides(|row| row.height))?;
-    let stored =
-        |row: &Row| row.entry_points.as_ref().map(|points| ByteArray::from(sealed(points, &row.bytes)));
-    put_nullable::<ByteArrayType>(&mut group, rows.iter().map(stored))?;
+    put::<Int64Type>(&mut group, rows.iter().map(|row| Some(row.id.to_stored())))?;
+    put::<ByteArrayType>(&mut group, rows.iter().map(|row| Some(row.bytes.clone().into())))?;
+    put::<ByteArrayType>(&mut group, rows.iter().map(|row| Some(row.path.as_str().into())))?;
+    put::<Int64Type>(&mut group, rows.iter().map(|row| Some(ClassId::to_stored(row.label))))?;
+    put::<Int32Type>(&mut group, rows.iter().map(|row| Some(row.width as i32)))?;
+    put::<Int32Type>(&mut group, rows.iter().map(|row| Some(row.height as i32)))?;
+    let stored = |row: &Row| Some(sealed(row.entry_points.as_ref()?, &row.bytes).into());
+    put::<ByteArrayType>(&mut group, rows.iter().map(stored))?;
     group.close()?;
     Ok(())
 }
 
-/// Writes the next column; no value is null.
+/// Writes the next column.
 fn put<T: DataType>(
     group: &mut SerializedRowGroupWriter<'_, Digests>,
-    values: &[T::T],
+    values: impl Iterator<Item = Option<T::T>>,
 ) -> Result<(), ParquetError> {
     let mut column = group.next_column()?.expect("as many columns as the schema has");
     let typed = column.typed::<T>();
-    let levels = vec![typed.get_descriptor().max_def_level(); values.len()];
-    typed.write_batch(values, Some(&levels), None)?;
+    let most = typed.get_descriptor().max_def_level();
+    let (mut levels, mut present) = (Vec::new(), Vec::new());
+    for value in values {
+        levels.push(if value.is_some() { most } else { most - 1 });
+        present.extend(value);
+    }
+    typed.write_batch(&present, Some(&levels), None)?;
     column.close()
 }
 
@@ -328,9 +298,7 @@ const LAST_BYTES: usize = 64;
 
 /// The bytes that a shard stores of an image's entry points.
 fn sealed(points: &[u8], image: &[u8]) -> Vec<u8> {
-    let mut stored = points.to_vec();
-    stored.extend_from_slice(&seal(points, image));
-    stored
+    [points, &seal(points, image)].concat()
 }
 
 /// How many bytes they are for entry points of this size.

@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
+use super::job::pool;
 use super::source::Source;
-use super::{CheckDepth, IngestError, IngestOptions, IngestReport, ingest};
+use super::{CheckDepth, IngestError, IngestOptions, ingest};
 use crate::image::{Limits, decode};
 use crate::progress::Quiet;
 use crate::storage::{Location, Upload};
@@ -67,71 +68,54 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, IngestError> {
     repeat(options, &tar)?;
     let mut rounds = Vec::new();
     for round in 0..options.rounds.max(1) {
-        let dest = options.scratch.join(&format!("dataset-{round}"));
-        let job = IngestOptions {
-            threads: options.threads,
-            uploads: options.threads,
-            check: options.check,
-            ..IngestOptions::new(tar.clone(), dest.clone())
-        };
-        let (decode, _) = timed(|| decode_all(&job))?;
-        let (ingest, report) = timed(|| ingest(&job, &Quiet))?;
-        dest.delete_folder()?;
-        rounds.push(Round { decode, ingest, report });
+        rounds.push(measure(options, &tar, &options.scratch.join(&format!("dataset-{round}")))?);
     }
     tar.delete()?;
-    let ratios = rounds.iter().map(Round::ratio).collect();
-    let cpu_ratios = rounds.iter().map(|round| round.ingest.cpu / round.decode.cpu).collect();
-    rounds.sort_by(|a, b| a.ratio().total_cmp(&b.ratio()));
+    let ratios = rounds.iter().map(|round| round.ratio_to_plain_decode).collect();
+    let cpu_ratios = rounds.iter().map(|round| round.ingest_cpu_seconds / round.decode_cpu_seconds).collect();
+    rounds.sort_by(|a, b| a.ratio_to_plain_decode.total_cmp(&b.ratio_to_plain_decode));
     let median = rounds.swap_remove(rounds.len() / 2);
-    let ratio_to_plain_decode = median.ratio();
-    let Round { decode, ingest, report } = median;
-    let splits = || report.splits.values();
-    let bytes = splits().map(|split| split.image_bytes).sum();
+    Ok(BenchReport { ratios, cpu_ratios, peak_memory_bytes: peak_memory(), ..median })
+}
+
+/// A round: decodes all images, then ingests them into `dest`, which is removed.
+fn measure(options: &BenchOptions, tar: &Location, dest: &Location) -> Result<BenchReport, IngestError> {
+    let job = IngestOptions {
+        threads: options.threads,
+        uploads: options.threads,
+        check: options.check,
+        ..IngestOptions::new(tar.clone(), dest.clone())
+    };
+    let (decode_seconds, decode_cpu_seconds, ()) = timed(|| decode_all(&job))?;
+    let (ingest_seconds, ingest_cpu_seconds, report) = timed(|| ingest(&job, &Quiet))?;
+    dest.delete_folder()?;
+    let splits = report.splits.values();
+    let bytes = splits.clone().map(|split| split.image_bytes).sum();
     Ok(BenchReport {
-        images: splits().map(|split| split.instances).sum(),
+        images: splits.map(|split| split.instances).sum(),
         bytes,
         threads: options.threads,
-        decode_seconds: decode.wall,
-        ingest_seconds: ingest.wall,
-        decode_cpu_seconds: decode.cpu,
-        ingest_cpu_seconds: ingest.cpu,
-        ingest_megabytes_per_second: bytes as f64 / 1e6 / ingest.wall,
-        ratio_to_plain_decode,
-        ratios,
-        cpu_ratios,
-        peak_memory_bytes: peak_memory(),
+        decode_seconds,
+        ingest_seconds,
+        decode_cpu_seconds,
+        ingest_cpu_seconds,
+        ingest_megabytes_per_second: bytes as f64 / 1e6 / ingest_seconds,
+        ratio_to_plain_decode: ingest_seconds / decode_seconds,
+        ratios: Vec::new(),
+        cpu_ratios: Vec::new(),
+        peak_memory_bytes: None,
     })
 }
 
-/// The time of a piece of work, in seconds.
-#[derive(Clone, Copy, Debug)]
-struct Taken {
-    wall: f64,
-    cpu: f64,
-}
-
-/// Both halves of a round.
-struct Round {
-    decode: Taken,
-    ingest: Taken,
-    report: IngestReport,
-}
-
-impl Round {
-    fn ratio(&self) -> f64 {
-        self.ingest.wall / self.decode.wall
-    }
-}
-
-fn timed<T>(work: impl FnOnce() -> Result<T, IngestError>) -> Result<(Taken, T), IngestError> {
+/// What a piece of work gives, after its time and its processor time in seconds.
+fn timed<T>(work: impl FnOnce() -> Result<T, IngestError>) -> Result<(f64, f64, T), IngestError> {
     let cpu = || {
         let time = clock_gettime(ClockId::ProcessCPUTime);
         time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
     };
     let (started, before) = (Instant::now(), cpu());
     let result = work()?;
-    Ok((Taken { wall: started.elapsed().as_secs_f64(), cpu: cpu() - before }, result))
+    Ok((started.elapsed().as_secs_f64(), cpu() - before, result))
 }
 
 /// Writes a tar with the images again and again under other names.
@@ -162,10 +146,8 @@ fn repeat(options: &BenchOptions, tar: &Location) -> Result<(), IngestError> {
             break;
         }
         if written == 0 {
-            return Err(IngestError::layout(
-                &options.source,
-                "its images have 0 bytes: there is nothing to measure",
-            ));
+            let reason = "its images have 0 bytes: there is nothing to measure";
+            return Err(IngestError::layout(&options.source, reason));
         }
     }
     builder.into_inner().map_err(failed)?.finish()?;
@@ -174,9 +156,7 @@ fn repeat(options: &BenchOptions, tar: &Location) -> Result<(), IngestError> {
 
 fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     let source = Source::open(options)?;
-    let pool =
-        rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().map_err(IngestError::Threads)?;
-    pool.install(|| {
+    pool(options.threads)?.install(|| {
         source.splits.values().flatten().collect::<Vec<_>>().par_iter().try_for_each(|entry| {
             let bytes = source.read(entry)?;
             // An image that cannot be decoded is rejected by the ingest, too, after the same work.

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::IngestError;
 use super::job::overlap;
 use super::source::{as_path_part, is_image};
-use crate::dataset::{IndexRow, Manifest, ShardEntry, ShardReader, Split, read_index};
+use crate::dataset::{IndexRow, Manifest, Row, ShardEntry, ShardReader, Split, read_index};
 use crate::ids::InstanceId;
 use crate::image::format_of;
 use crate::progress::Progress;
@@ -71,70 +71,62 @@ pub struct ExportedSplit {
 /// nothing is written), another file is in the way, or a store fails.
 pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<ExportReport, IngestError> {
     let manifest = Manifest::read(&options.dataset)?;
-    let is_wanted = |name: &str| options.split.as_deref().is_none_or(|wanted| wanted == name);
-    if let Some(split) = options.split.as_ref().filter(|&split| !manifest.splits.contains_key(split)) {
+    let is_wanted = |name: &&String| options.split.as_ref().is_none_or(|wanted| wanted == *name);
+    let wanted: Vec<_> = manifest.splits.iter().filter(|(name, _)| is_wanted(name)).collect();
+    if let (Some(split), true) = (&options.split, wanted.is_empty()) {
         return Err(IngestError::layout(&options.dataset, format!("it has no split {split:?}")));
     }
-    let folders: Vec<_> = manifest
-        .splits
-        .iter()
-        .filter(|(name, _)| is_wanted(name))
-        .map(|(name, _)| options.dest.join(name))
-        .collect();
-    if folders.iter().any(|folder| overlap(folder, &options.dataset)) {
-        return Err(IngestError::layout(
-            &options.dest,
-            format!("it overlaps the dataset {}; give another folder", options.dataset),
-        ));
+    if wanted.iter().any(|(name, _)| overlap(&options.dest.join(name), &options.dataset)) {
+        let reason = format!("it overlaps the dataset {}; give another folder", options.dataset);
+        return Err(IngestError::layout(&options.dest, reason));
     }
-    let wanted = manifest.splits.iter().filter(|(name, _)| is_wanted(name));
     let classes = class_folders(&manifest.classes);
-    let named = wanted.map(|(name, split)| Ok((name, split, renamed(&options.dataset, split, &classes)?)));
+    let named = wanted.into_iter().map(|(name, split)| {
+        let names = renamed(&options.dataset, split, &classes)?;
+        Ok((name, split, names))
+    });
     // Before the first file is written it is known that each has a name.
     let named = named.collect::<Result<Vec<_>, IngestError>>()?;
     let mut splits = BTreeMap::new();
     for (name, split, names) in named {
         progress.begin(&format!("export {name}"), split.instances);
         let (folder, classes) = (options.dest.join(name), manifest.classes.len());
-        let renamed = names.len() as u64;
-        let job = SplitJob { options, split, folder, classes, names };
-        split.shards.par_iter().try_for_each(|shard| job.write(shard, progress))?;
+        let write = |shard: &ShardEntry| {
+            let reader = ShardReader::open(&options.dataset, shard, classes, split.instances)?;
+            (0..reader.row_groups()).try_for_each(|row_group| {
+                write_images(&folder, &names, reader.read_row_group(row_group)?, reader.shown(), progress)
+            })
+        };
+        split.shards.par_iter().try_for_each(write)?;
         progress.finish();
         let not_original = split.ingest.iter().map(|part| part.report.re_encoded).sum();
-        splits.insert(name.clone(), ExportedSplit { images: split.instances, not_original, renamed });
+        let exported = ExportedSplit { images: split.instances, not_original, renamed: names.len() as u64 };
+        splits.insert(name.clone(), exported);
     }
     Ok(ExportReport { splits })
 }
 
-struct SplitJob<'a> {
-    options: &'a ExportOptions,
-    split: &'a Split,
-    folder: Location,
-    classes: usize,
-    /// Names that are not the paths of their rows.
-    names: HashMap<InstanceId, String>,
-}
-
-impl SplitJob<'_> {
-    /// Writes a shard's images.
-    fn write(&self, shard: &ShardEntry, progress: &dyn Progress) -> Result<(), IngestError> {
-        let reader = ShardReader::open(&self.options.dataset, shard, self.classes, self.split.instances)?;
-        for row_group in 0..reader.row_groups() {
-            for row in reader.read_row_group(row_group)? {
-                let path = match self.names.get(&row.id) {
-                    Some(name) => name.clone(),
-                    None => safe_path(&row.path).ok_or_else(|| leads_outside(reader.shown(), &row.path))?,
-                };
-                let file = self.folder.join(&path);
-                match file.publish(row.bytes.clone(), PublishMode::Create) {
-                    Err(StorageError::AlreadyExists { .. }) if file.read()? == row.bytes => {}
-                    other => other?,
-                }
-                progress.advance(1);
-            }
+/// Writes images into the folder of their split; `names` has those that are not the paths of their rows.
+fn write_images(
+    folder: &Location,
+    names: &HashMap<InstanceId, String>,
+    rows: Vec<Row>,
+    shard: &str,
+    progress: &dyn Progress,
+) -> Result<(), IngestError> {
+    for row in rows {
+        let path = match names.get(&row.id) {
+            Some(name) => name.clone(),
+            None => safe_path(&row.path).ok_or_else(|| leads_outside(shard, &row.path))?,
+        };
+        let file = folder.join(&path);
+        match file.publish(row.bytes.clone(), PublishMode::Create) {
+            Err(StorageError::AlreadyExists { .. }) if file.read()? == row.bytes => {}
+            other => other?,
         }
-        Ok(())
+        progress.advance(1);
     }
+    Ok(())
 }
 
 /// A class: its name as the first part of a path, and its folder.
@@ -268,23 +260,21 @@ fn cut(text: &str, bytes: usize) -> &str {
 /// folder, also where `\\` separates names, or nowhere.
 fn safe_path(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-    let leads_up = parts.iter().any(|part| part.split('\\').any(|part| part == ".."));
+    if parts.is_empty() || parts.iter().any(|part| part.split('\\').any(|part| part == "..")) {
+        return None;
+    }
+    let clean = |character: char| match character {
+        bad if bad.is_ascii_control() => format!("%{:02X}", u32::from(bad)),
+        good => good.to_string(),
+    };
+    let clean: String = parts.join("/").chars().map(clean).collect();
     // The local store keeps `#` and a number for files that are being written.
-    let is_staging = |part: &str| {
-        let number = part.split_once('#').map_or("", |(_, number)| number);
-        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-    };
-    let clean = |(place, part): (usize, &&str)| {
-        let is_staging = place + 1 == parts.len() && is_staging(part);
-        let is_bad = |character: char| character.is_ascii_control() || character == '#' && is_staging;
-        let clean = |character: char| match character {
-            bad if is_bad(bad) => format!("%{:02X}", u32::from(bad)),
-            good => good.to_string(),
-        };
-        part.chars().map(clean).collect::<String>()
-    };
-    (!parts.is_empty() && !leads_up)
-        .then(|| parts.iter().enumerate().map(clean).collect::<Vec<_>>().join("/"))
+    let number = last(&clean).split_once('#').map_or("", |(_, number)| number);
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(clean);
+    }
+    let name = &clean[..clean.len() - number.len() - 1];
+    Some(format!("{name}%23{number}"))
 }
 
 fn leads_outside(location: impl std::fmt::Display, path: &str) -> IngestError {

@@ -4,7 +4,7 @@
 //! shards and the names of the files that it may write. These names are recorded before the first of the
 //! files is written, and nothing that is not recorded is ever removed. The folder is removed when the
 //! manifest is published. Work of another plan, or of a source that has changed since, is thrown away, and
-//! the files that it has recorded with it.
+//! the files that it has recorded with it. Every function fails where the store does.
 
 use std::collections::BTreeSet;
 
@@ -42,9 +42,6 @@ pub(super) enum Unfinished {
 }
 
 /// What is unfinished in a destination, seen from a plan and the state of its source's files. Nothing is locked.
-///
-/// # Errors
-/// If the store fails.
 pub(super) fn unfinished(dest: &Location, plan: Digest, source: Digest) -> Result<Unfinished, StorageError> {
     let text = match dest.join(FOLDER).join(PLAN).read() {
         Ok(text) => text,
@@ -61,9 +58,6 @@ pub(super) fn unfinished(dest: &Location, plan: Digest, source: Digest) -> Resul
 }
 
 /// The files that unfinished work in a destination may have written, by their paths within the dataset's folder.
-///
-/// # Errors
-/// If the store fails.
 pub(super) fn recorded_files(dest: &Location) -> Result<BTreeSet<String>, StorageError> {
     let folder = dest.join(FOLDER);
     let mut files = BTreeSet::new();
@@ -74,17 +68,11 @@ pub(super) fn recorded_files(dest: &Location) -> Result<BTreeSet<String>, Storag
 }
 
 /// Whether there is anything in the work folder of a destination.
-///
-/// # Errors
-/// If the store fails.
 pub(super) fn has_work(dest: &Location) -> Result<bool, StorageError> {
     Ok(!dest.join(FOLDER).list()?.is_empty())
 }
 
 /// Whether the work in a destination belongs to a plan: without one it is left over.
-///
-/// # Errors
-/// If the store fails.
 pub(super) fn has_plan(dest: &Location) -> Result<bool, StorageError> {
     dest.join(FOLDER).join(PLAN).exists()
 }
@@ -114,9 +102,6 @@ impl Journal {
     }
 
     /// Throws away the work that is here, with the files that it has recorded and that are not `published`.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn discard(&self, published: &BTreeSet<String>) -> Result<(), StorageError> {
         self.remove_unfinished()?;
         let recorded = recorded_files(&self.dest)?;
@@ -125,21 +110,20 @@ impl Journal {
     }
 
     /// Starts the work on a plan where there is none; see [`unfinished`].
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn claim(&self, plan: Digest, source: Digest) -> Result<(), StorageError> {
         self.folder.join(PLAN).publish(format!("{plan}\n{source}"), PublishMode::Overwrite)
     }
 
     /// Removes what a kill has left of files that were being written.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn remove_unfinished(&self) -> Result<(), StorageError> {
         let mut files = recorded_files(&self.dest)?;
         files.insert(MANIFEST.to_owned());
-        remove_unfinished(&self.dest, &files)
+        let folder_of = |file| str::rsplit_once(file, '/').map_or("", |(folder, _)| folder);
+        let folders: BTreeSet<&str> = files.iter().map(|file| folder_of(file)).collect();
+        folders.into_iter().try_for_each(|folder| {
+            let is_ours = |name: &str| files.contains(format!("{folder}/{name}").trim_start_matches('/'));
+            self.dest.join(folder).delete_unfinished_uploads(is_ours)
+        })
     }
 
     /// The work on one part of a split.
@@ -157,26 +141,21 @@ impl Journal {
 
     /// Removes the work on all parts, the plan first: what a kill leaves then belongs to no plan. What no ingest has
     /// written stays.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn clear(&self) -> Result<(), StorageError> {
         self.folder.join(PLAN).delete()?;
         for part in parts(&self.folder)? {
             let folder = self.folder.join(&part);
-            folder.delete_unfinished_uploads()?;
-            let steps: Vec<String> = folder.list()?.into_iter().map(|entry| entry.name).collect();
-            let (ours, others): (Vec<String>, Vec<String>) =
-                steps.into_iter().partition(|name| is_step(name));
+            folder.delete_unfinished_uploads(|_| true)?;
+            let all: Vec<String> = folder.list()?.into_iter().map(|entry| entry.name).collect();
+            let mut ours: Vec<&String> = all.iter().filter(|name| is_step(name)).collect();
             // The list of files last: by it the rest is known.
-            let last = format!("{FILES}.json");
-            let (last, first): (Vec<&String>, Vec<&String>) = ours.iter().partition(|name| **name == last);
-            first.into_iter().chain(last).try_for_each(|name| folder.join(name).delete())?;
-            if others.is_empty() {
+            ours.sort_by_key(|name| name.strip_suffix(".json") == Some(FILES));
+            ours.iter().try_for_each(|name| folder.join(name).delete())?;
+            if ours.len() == all.len() {
                 folder.delete_folder()?;
             }
         }
-        self.folder.delete_unfinished_uploads()
+        self.folder.delete_unfinished_uploads(|_| true)
     }
 }
 
@@ -190,41 +169,6 @@ fn is_step(name: &str) -> bool {
     name.strip_suffix(".json").is_some_and(|step| STEPS.contains(&step) || numbered(step))
 }
 
-/// Removes the staging files of these files: `<name>#<number>`, which only a local store shows.
-fn remove_unfinished(dest: &Location, files: &BTreeSet<String>) -> Result<(), StorageError> {
-    let folder_of = |file: &str| file.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
-    let folders: BTreeSet<String> = files.iter().map(|file| folder_of(file)).collect();
-    for folder in folders {
-        let location = if folder.is_empty() { dest.clone() } else { dest.join(&folder) };
-        let Some(path) = location.local_path() else { return Ok(()) };
-        let failed = |operation, source: std::io::Error| StorageError::Failed {
-            operation,
-            location: location.to_string(),
-            local: true,
-            source: Box::new(source),
-        };
-        let entries = match std::fs::read_dir(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.map_err(|error| failed("list", error))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| failed("list", error))?;
-            let name = entry.file_name();
-            let staged = name.to_str().and_then(|name| name.rsplit_once('#'));
-            let is_ours = staged.is_some_and(|(name, number)| {
-                let file = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-                !number.is_empty()
-                    && number.bytes().all(|byte| byte.is_ascii_digit())
-                    && files.contains(&file)
-            });
-            if is_ours {
-                std::fs::remove_file(entry.path()).map_err(|error| failed("delete", error))?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Steps that were done, by name.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
@@ -232,12 +176,13 @@ pub(super) struct Work {
 }
 
 impl Work {
+    fn record(&self, step: &str) -> Location {
+        self.folder.join(&format!("{step}.json"))
+    }
+
     /// What a step gave; `None` where it was not done, or its record cannot be read.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn load<T: DeserializeOwned>(&self, step: &str) -> Result<Option<T>, StorageError> {
-        match self.folder.join(&format!("{step}.json")).read() {
+        match self.record(step).read() {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -245,26 +190,17 @@ impl Work {
     }
 
     /// Saves what a step gave.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn save<T: Serialize>(&self, step: &str, result: &T) -> Result<(), StorageError> {
         let text = serde_json::to_vec(result).expect("a result is plain data");
-        self.folder.join(&format!("{step}.json")).publish(text, PublishMode::Overwrite)
+        self.record(step).publish(text, PublishMode::Overwrite)
     }
 
     /// Forgets what a step gave.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn remove(&self, step: &str) -> Result<(), StorageError> {
-        self.folder.join(&format!("{step}.json")).delete()
+        self.record(step).delete()
     }
 
     /// Records files that are going to be written, by their paths within the dataset's folder.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn record_files(&self, files: impl IntoIterator<Item = String>) -> Result<(), StorageError> {
         let before = self.files()?;
         let mut all = before.clone();
@@ -273,9 +209,6 @@ impl Work {
     }
 
     /// The files that were recorded.
-    ///
-    /// # Errors
-    /// If the store fails.
     pub(super) fn files(&self) -> Result<BTreeSet<String>, StorageError> {
         Ok(self.load(FILES)?.unwrap_or_default())
     }

@@ -5,7 +5,6 @@
 //! and waits for no other thread, so reservations always come back. The last quarter is for encoded images that were
 //! read and not yet written.
 
-use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::source::Entry;
@@ -23,6 +22,7 @@ const MOST_ROW_GROUP: u64 = 256 << 20;
 const IMAGES_OF_BATCH: usize = 128;
 
 /// The budget.
+#[derive(Debug)]
 pub(super) struct MemoryBudget {
     /// The limit that was given.
     given: Option<u64>,
@@ -38,12 +38,6 @@ pub(super) struct MemoryBudget {
     given_back: Condvar,
     /// Held while an encoded image that is larger than `read_bytes` is in memory.
     large: Mutex<()>,
-}
-
-impl fmt::Debug for MemoryBudget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MemoryBudget({} bytes for decoding)", self.decoding)
-    }
 }
 
 /// Memory that is reserved until this is dropped.
@@ -263,11 +257,8 @@ mod tests {
         let given = options(Some(1 << 20));
         let budget = MemoryBudget::new(&given, 2);
         let rejection = budget.admit(&png(1024), &given).expect_err("7 MiB are more than 1 MiB");
-        assert_eq!(rejection.kind, OVER_MEMORY_LIMIT);
-        assert_eq!(
-            rejection.reason,
-            "decoding needs 7.0 MiB, `--memory-limit` is 1.0 MiB and leaves 0.8 MiB for it"
-        );
+        let reason = "decoding needs 7.0 MiB, `--memory-limit` is 1.0 MiB and leaves 0.8 MiB for it";
+        assert_eq!((rejection.kind.as_str(), rejection.reason.as_str()), (OVER_MEMORY_LIMIT, reason));
         let by_default = MemoryBudget { given: None, ..MemoryBudget::new(&given, 2) };
         let alone = by_default.admit(&png(1024), &given).expect("nothing else is held");
         let (sender, asks) = std::sync::mpsc::channel();

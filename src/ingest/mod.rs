@@ -22,10 +22,10 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
 
 use serde::Serialize;
-use strum::{EnumMessage, VariantArray};
+use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
 pub use bench::{BenchOptions, BenchReport, bench, peak_memory};
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
@@ -50,7 +50,7 @@ const TRAINING_SPLIT: &str = "train";
 const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
 
 /// How thoroughly to validate an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum CheckDepth {
     /// Decode every coefficient.
@@ -190,21 +190,18 @@ fn work_through<T: Send, E: Send>(
     threads: usize,
     work: impl Fn(usize) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let numbers = Mutex::new(0..count);
+    let numbers = || numbers.lock().expect("nothing panics under the lock");
     let of_thread = || {
         let mut done = Vec::new();
-        while !failed.load(Ordering::Relaxed) {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
-                break;
-            }
+        loop {
+            let Some(number) = numbers().next() else { return done };
             let result = work(number);
             if result.is_err() {
-                failed.store(true, Ordering::Relaxed);
+                *numbers() = 0..0;
             }
             done.push((number, result));
         }
-        done
     };
     let mut all = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads.clamp(1, count.max(1))).map(|_| scope.spawn(of_thread)).collect();
@@ -256,31 +253,13 @@ pub enum IngestError {
         /// The first reasons.
         first: String,
     },
-    /// The destination holds something else.
-    #[error("{dest}: it already holds another dataset: {reason}")]
-    OtherDataset {
+    /// The destination holds something that this ingest neither continues nor replaces.
+    #[error("{dest}: {reason}")]
+    Destination {
         /// The destination.
         dest: String,
-        /// What differs.
+        /// What it holds.
         reason: String,
-    },
-    /// A file that no ingest has recorded is where one would write.
-    #[error(
-        "{dest}: `{file}` is not a file that an ingest has recorded; move or delete it, or give another destination"
-    )]
-    NotOurs {
-        /// The destination.
-        dest: String,
-        /// One of the files.
-        file: String,
-    },
-    /// The destination is a folder of images.
-    #[error("{dest}: it holds images, such as `{image}`; give --dest a folder that is new or empty")]
-    ImagesAtDestination {
-        /// The destination.
-        dest: String,
-        /// One of the images.
-        image: String,
     },
     /// Source and destination are the same or one holds the other.
     #[error(
@@ -327,15 +306,19 @@ impl IngestError {
         Self::Layout { location: location.to_string(), reason: reason.into() }
     }
 
+    /// A destination whose dataset is another one.
+    fn other_dataset(dest: &Location, reason: impl Display) -> Self {
+        let reason = format!("it already holds another dataset: {reason}");
+        Self::Destination { dest: dest.to_string(), reason }
+    }
+
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Layout { .. }
             | Self::Tar { .. }
             | Self::TooManyRejects { .. }
-            | Self::OtherDataset { .. }
-            | Self::NotOurs { .. }
-            | Self::ImagesAtDestination { .. }
+            | Self::Destination { .. }
             | Self::Overlap { .. }
             | Self::SourceChanged { .. } => Failure::Data,
             Self::Options { .. } => Failure::Config,
@@ -529,9 +512,10 @@ pub mod fuzzing {
     use crate::progress::Quiet;
     use crate::storage::Location;
 
-    /// Lists a source that is one file of this name, and decides what it means.
+    /// Lists a source that is one file of this name, whose ending may be that of a tar, a Parquet file, whose images
+    /// are read too, or a list; decides what it means.
     #[expect(clippy::disallowed_methods, reason = "the source is a foreign file")]
-    fn source(name: &str, bytes: &[u8]) -> bool {
+    pub fn source(name: &str, bytes: &[u8]) -> bool {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join(name);
         std::fs::write(&file, bytes).expect("written");
@@ -539,21 +523,6 @@ pub mod fuzzing {
         let options = IngestOptions::new(here.clone(), here);
         let opened = Source::open(&options);
         opened.is_ok_and(|mut source| source.fetch(&Quiet).is_ok())
-    }
-
-    /// Reads a tar, and what its members mean.
-    pub fn tar(bytes: &[u8]) -> bool {
-        source("x.tar", bytes)
-    }
-
-    /// Reads a Parquet file, its images too.
-    pub fn parquet(bytes: &[u8]) -> bool {
-        source("x.parquet", bytes)
-    }
-
-    /// Reads a csv or jsonl list.
-    pub fn csv(bytes: &[u8]) -> bool {
-        source("x.csv", bytes)
     }
 
     /// Reads `meta.mat`.

@@ -57,39 +57,32 @@ pub(super) fn publish_duplicates(
     existing: Option<&Manifest>,
     near: bool,
 ) -> Result<DuplicateCounts, DatasetError> {
-    let images: Vec<SplitRow<'_>> =
-        index.iter().flat_map(|(split, rows)| rows.iter().map(move |row| SplitRow { split, row })).collect();
-    let looks: Vec<Look> =
-        images.iter().map(|image| Look::of(image.row.image, image.row.view, near)).collect();
+    let images: Vec<SplitRow<'_>> = split_rows(index).collect();
+    let looks: Vec<Look> = images.iter().map(|(_, row)| Look::of(row.image, row.view, near)).collect();
     // The instances of a split that were there before come first in it.
     let before = |split: &str| {
         existing.and_then(|manifest| manifest.splits.get(split)).map_or(0, |split| split.instances)
     };
-    let is_new = |image: &SplitRow<'_>| image.row.id.row() as u64 >= before(image.split);
+    let is_new = |(split, row): &SplitRow<'_>| row.id.row() as u64 >= before(split);
     let known = match existing {
         Some(manifest) if near => known_links(dest, manifest, &images, is_new)?,
         _ => None,
     };
-    let groups = match known {
-        Some(known) => extend_groups(&looks, known, |image| is_new(&images[image as usize])),
-        None => groups(&looks),
-    };
-    let (rows, counts) = rows(&images, &groups);
+    let compares_all = known.is_none();
+    let groups =
+        groups(&looks, known.unwrap_or_default(), |image| compares_all || is_new(&images[image as usize]));
+    let rows = rows(&images, &groups);
     write_duplicates(dest, &rows)?;
-    Ok(counts)
+    Ok(count(&rows))
 }
 
 /// The `accepted` training images that have a near-duplicate in another split, by their positions in the part, and the
 /// name of that image.
 pub(super) fn find_leaks(index: &Index, accepted: &[(usize, ImageInfo)], near: bool) -> Vec<(usize, String)> {
-    let others: Vec<(&str, &IndexRow)> = index
-        .iter()
-        .filter(|(split, _)| *split != TRAINING_SPLIT)
-        .flat_map(|(split, rows)| rows.iter().map(|row| (split.as_str(), row)))
-        .collect();
+    let others: Vec<SplitRow<'_>> = split_rows(index).filter(|(split, _)| *split != TRAINING_SPLIT).collect();
     let mut looks: Vec<Look> = others.iter().map(|(_, row)| Look::of(row.image, row.view, near)).collect();
     looks.extend(accepted.iter().map(|(_, info)| Look::of(info.digest, info.view, near)));
-    let roots = groups(&looks);
+    let roots = groups(&looks, Vec::new(), |_| true);
     // The root of a group is its first member, so a group with an image of another split has one as root.
     accepted
         .iter()
@@ -101,11 +94,11 @@ pub(super) fn find_leaks(index: &Index, accepted: &[(usize, ImageInfo)], near: b
         .collect()
 }
 
-/// An image of a dataset.
-#[derive(Clone, Copy)]
-struct SplitRow<'a> {
-    split: &'a str,
-    row: &'a IndexRow,
+/// An image of a dataset: its split and its row.
+type SplitRow<'a> = (&'a str, &'a IndexRow);
+
+fn split_rows(index: &Index) -> impl Iterator<Item = SplitRow<'_>> {
+    index.iter().flat_map(|(split, rows)| rows.iter().map(move |row| (split.as_str(), row)))
 }
 
 /// Pairs of images of one group, which join the groups of the images that are not new; `None` where that is
@@ -132,13 +125,13 @@ fn known_links(
         return Ok(None);
     }
     let mut starts: BTreeMap<&str, usize> = BTreeMap::new();
-    for (position, image) in images.iter().enumerate() {
-        starts.entry(image.split).or_insert(position);
+    for (position, (split, _)) in images.iter().enumerate() {
+        starts.entry(split).or_insert(position);
     }
     let position = |row: &DuplicateRow| {
         let position = starts.get(row.split.as_str())? + row.id.row();
         let image = images.get(position)?;
-        let is_it = image.split == row.split && image.row.id == row.id && image.row.path == row.path;
+        let is_it = image.0 == row.split && image.1.id == row.id && image.1.path == row.path;
         (is_it && !is_new(image)).then_some(position as u32)
     };
     let Some(positions) = rows.iter().map(position).collect::<Option<Vec<u32>>>() else {
@@ -164,27 +157,12 @@ impl Look {
 }
 
 /// The group of each image: the position of its first member. An image without a duplicate is alone in its group.
-fn groups(looks: &[Look]) -> Vec<u32> {
-    let sets = Sets::new(looks.len());
-    let is_new = |_: u32| true;
-    link_all(looks, is_new, &sets);
-    sets.roots()
-}
-
-/// As [`groups`], where the groups of the images of which `is_new` is false are known: `known` holds pairs of
-/// members of one group. Only what is new is compared.
-fn extend_groups(
-    looks: &[Look],
-    known: impl IntoIterator<Item = (u32, u32)>,
-    is_new: impl Fn(u32) -> bool + Sync,
-) -> Vec<u32> {
-    let sets = Sets::new(looks.len());
-    known.into_iter().for_each(|(a, b)| sets.join(a, b));
-    link_all(looks, is_new, &sets);
-    sets.roots()
-}
-
-fn link_all(looks: &[Look], is_new: impl Fn(u32) -> bool + Sync, sets: &Sets) {
+///
+/// The groups of the images of which `is_new` is false are known: `known` holds pairs of members of one group. Only
+/// what is new is compared.
+fn groups(looks: &[Look], known: Vec<(u32, u32)>, is_new: impl Fn(u32) -> bool) -> Vec<u32> {
+    let sets = &Sets::new(looks.len());
+    known.into_iter().for_each(|(one, other)| sets.join(one, other));
     let mut order: Vec<u32> = (0..looks.len() as u32).collect();
     let digest = |&image: &u32| looks[image as usize].digest;
     order.par_sort_unstable_by_key(|image| (digest(image), *image));
@@ -212,6 +190,7 @@ fn link_all(looks: &[Look], is_new: impl Fn(u32) -> bool + Sync, sets: &Sets) {
     for band in 0..BANDS {
         Band::new(&views, band, sets).link();
     }
+    sets.roots()
 }
 
 /// A view that occurs, and the first image that has it.
@@ -391,8 +370,8 @@ impl Sets {
     }
 }
 
-/// The rows of `duplicates.parquet` for these groups (see [`groups`]) and their counts.
-fn rows(images: &[SplitRow<'_>], groups: &[u32]) -> (Vec<DuplicateRow>, DuplicateCounts) {
+/// The rows of `duplicates.parquet` for these groups (see [`groups`]).
+fn rows(images: &[SplitRow<'_>], groups: &[u32]) -> Vec<DuplicateRow> {
     let mut members: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (position, &root) in groups.iter().enumerate() {
         if root as usize != position {
@@ -401,9 +380,9 @@ fn rows(images: &[SplitRow<'_>], groups: &[u32]) -> (Vec<DuplicateRow>, Duplicat
     }
     let mut rows = Vec::new();
     for (group, positions) in (0..).zip(members.values()) {
-        let first = images[positions[0]].row;
+        let (_, first) = images[positions[0]];
         for &position in positions {
-            let SplitRow { split, row } = images[position];
+            let (split, row) = images[position];
             rows.push(DuplicateRow {
                 group,
                 split: split.to_owned(),
@@ -414,8 +393,7 @@ fn rows(images: &[SplitRow<'_>], groups: &[u32]) -> (Vec<DuplicateRow>, Duplicat
             });
         }
     }
-    let counts = count(&rows);
-    (rows, counts)
+    rows
 }
 
 /// Counts rows of which those of a group follow each other. A leak is an image of `train` with a near-duplicate in

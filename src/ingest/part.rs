@@ -5,27 +5,22 @@ mod one_pass;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use rayon::ThreadPool;
 use rayon::prelude::*;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use self::one_pass::{PassOutcome, check_and_write};
+use self::one_pass::OnePass;
 use super::journal::{ACCEPTED, Work};
-use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
+use super::memory::OVER_MEMORY_LIMIT;
 use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
 use super::source::{Entry, Source};
-use super::validate::{Changes, IMAGES_AT_ONCE, ImageInfo, Kept, Rejection, Validation, rewrite, validate};
-use super::{
-    AlreadyThere, CheckDepth, IngestError, IngestOptions, PROGRAM, SplitReport, TRAINING_SPLIT, work_through,
-};
+use super::validate::{Checker, IMAGES_AT_ONCE, ImageInfo, Kept, Rejection, Validation, rewrite};
+use super::{AlreadyThere, CheckDepth, IngestError, PROGRAM, SplitReport, TRAINING_SPLIT, work_through};
 use crate::dataset::{
-    ContentDigest, DatasetError, IndexRow, IngestRecord, PartReport, Place, Row, ShardEntry, ShardWriter,
-    Split, WriterOptions, WrittenShard, write_index,
+    ContentDigest, DatasetError, IndexRow, IngestRecord, PartReport, Place, Row, ShardWriter, Split,
+    WriterOptions, WrittenShard, write_index,
 };
 use crate::ids::{ClassId, InstanceId};
 use crate::image::entry_points;
-use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location, PublishMode, StorageError};
 
@@ -88,9 +83,6 @@ impl Checked<'_> {
     }
 
     /// Publishes the list of rejected images.
-    ///
-    /// # Errors
-    /// If the store fails.
     fn publish_rejects(&self, dest: &Location) -> Result<(), StorageError> {
         let file = dest.join(&self.part.rejects_file());
         let line =
@@ -130,9 +122,7 @@ impl Checked<'_> {
             let mean = values().sum::<u64>() / values().count().max(1) as u64;
             [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
         };
-        let changed = |is: fn(&Changes) -> bool| {
-            instances.iter().filter(|instance| is(&instance.info.changes)).count() as u64
-        };
+        let changed = instances.iter().filter(|instance| instance.info.change.is_some());
         PartReport {
             looked_at: validations.len() as u64,
             dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
@@ -142,7 +132,7 @@ impl Checked<'_> {
             encoded_bytes: range(|info| info.bytes),
             short_side: range(|info| u64::from(info.width.min(info.height))),
             long_side: range(|info| u64::from(info.width.max(info.height))),
-            re_encoded: changed(|changes| changes.smaller || changes.baseline),
+            re_encoded: changed.count() as u64,
             source_stamp: (source.stamps.without() == 0).then(|| source.stamps.digest()),
             plan: serde_json::to_value(&source.plan).ok(),
         }
@@ -175,8 +165,7 @@ impl Instance<'_> {
 
 /// The work on one part.
 pub(super) struct PartJob<'a> {
-    pub options: &'a IngestOptions,
-    pub source: &'a Source,
+    pub checker: Checker<'a>,
     pub plan: &'a Plan<'a>,
     pub part: &'a PartPlan<'a>,
     pub work: Work,
@@ -184,9 +173,6 @@ pub(super) struct PartJob<'a> {
     pub before: Option<&'a Split>,
     /// Its rows.
     pub rows: Vec<IndexRow>,
-    pub memory: &'a MemoryBudget,
-    /// The threads that check and rewrite images.
-    pub checkers: &'a ThreadPool,
     /// Shards that are written at once.
     pub writers: usize,
 }
@@ -202,53 +188,37 @@ impl PartJob<'_> {
     pub(super) fn run(
         self,
         find_leaks: impl FnOnce(&[(usize, ImageInfo)]) -> Vec<(usize, String)>,
-        progress: &dyn Progress,
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
-        self.ids(self.part.entries.len())?;
-        let can_drop = self.options.drop_leaks && self.part.split == TRAINING_SPLIT;
-        let outcome = if can_drop || self.options.changes_images() {
-            PassOutcome::Rejected(vec![None; self.part.entries.len()])
+        let (options, progress, entries) = (self.checker.options, self.checker.progress, self.part.entries);
+        self.ids(entries.len())?;
+        let can_drop = options.drop_leaks && self.part.split == TRAINING_SPLIT;
+        let (known, shards) = if can_drop || options.changes_images() {
+            (vec![None; entries.len()], None)
         } else {
-            self.check_and_write(progress)?
+            progress.begin(&format!("check and write {}", self.part.split), entries.len() as u64);
+            let assigned = self.shard_indexes(entries.iter().map(|entry| entry.bytes));
+            self.record_files(assigned.len())?;
+            let tried = OnePass::new(&self, &assigned)?.run()?;
+            progress.finish();
+            tried
         };
-        match outcome {
-            PassOutcome::Complete { infos, shards } => {
-                let checked = self.checked(infos.into_iter().map(Ok).collect());
-                let accepted = checked.accepted();
-                let instances = self.number(&accepted)?;
-                self.finish(&checked, &instances, &self.assign(&instances), shards)
-            }
-            PassOutcome::Rejected(known) => {
-                self.remove_unfinished_shards()?;
-                let mut checked = self.checkers.install(|| self.check(&known, progress))?;
-                if can_drop {
-                    checked.drop_leaks(find_leaks(&checked.accepted()));
-                }
-                let accepted = checked.accepted();
-                let instances = self.number(&accepted)?;
-                let assigned = self.assign(&instances);
-                self.record_files(assigned.len())?;
-                let bits: Vec<u8> =
-                    checked.validations.iter().map(|validation| u8::from(validation.is_ok())).collect();
-                self.keep_shards_for(Digest::of(&bits))?;
-                progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
-                let shards = work_through(assigned.len(), self.writers, |number| {
-                    self.write(number, &assigned[number], progress)
-                })?;
-                progress.finish();
-                self.finish(&checked, &instances, &assigned, shards)
-            }
+        let mut checked = if shards.is_some() {
+            Checked { part: self.part, validations: known.into_iter().flatten().collect() }
+        } else {
+            self.remove_unfinished_shards()?;
+            self.check(&known)?
+        };
+        if can_drop {
+            checked.drop_leaks(find_leaks(&checked.accepted()));
         }
-    }
-
-    fn check_and_write(&self, progress: &dyn Progress) -> Result<PassOutcome, IngestError> {
-        progress.begin(&format!("check and write {}", self.part.split), self.part.entries.len() as u64);
-        let sizes: Vec<u64> = self.part.entries.iter().map(|entry| entry.bytes).collect();
-        let shards = self.shard_indexes(&sizes);
-        self.record_files(shards.len())?;
-        let outcome = check_and_write(self, &shards, progress)?;
-        progress.finish();
-        Ok(outcome)
+        let accepted = checked.accepted();
+        let instances = self.number(&accepted)?;
+        let assigned = self.assign(&instances);
+        let shards = match shards {
+            Some(shards) => shards,
+            None => self.write_all(&checked, &assigned)?,
+        };
+        self.finish(&checked, &instances, &assigned, shards)
     }
 
     /// Records what is going to be written, before the first of these files is.
@@ -257,29 +227,37 @@ impl PartJob<'_> {
         Ok(self.work.record_files(files)?)
     }
 
-    fn checked(&self, validations: Vec<Validation>) -> Checked<'_> {
-        Checked { part: self.part, validations }
-    }
-
-    fn check(
-        &self,
-        known: &[Option<Validation>],
-        progress: &dyn Progress,
-    ) -> Result<Checked<'_>, IngestError> {
-        progress.begin(&format!("check {}", self.part.split), self.part.entries.len() as u64);
-        let entries = self.part.entries;
-        let validations =
-            validate(self.source, entries, known, self.options, self.memory, &self.work, progress)?;
+    fn check(&self, known: &[Option<Validation>]) -> Result<Checked<'_>, IngestError> {
+        let (entries, progress) = (self.part.entries, self.checker.progress);
+        progress.begin(&format!("check {}", self.part.split), entries.len() as u64);
+        let validations = self.checker.check_part(entries, known, &self.work)?;
         progress.finish();
-        let (rejected, total) =
-            (validations.iter().filter(|validation| validation.is_err()).count(), validations.len());
-        let checked = self.checked(validations);
-        let allowed = self.options.max_reject_fraction.get();
+        let checked = Checked { part: self.part, validations };
+        let (rejected, total) = (checked.rejects().count(), entries.len());
+        let allowed = self.checker.options.max_reject_fraction.get();
         if rejected < total && rejected as f64 <= allowed * total as f64 {
             return Ok(checked);
         }
         let first = checked.first_rejects().join("; ");
         Err(IngestError::TooManyRejects { split: self.part.split.into(), rejected, total, allowed, first })
+    }
+
+    /// Writes the shards, on as many threads as there are writers.
+    fn write_all(
+        &self,
+        checked: &Checked<'_>,
+        assigned: &[Vec<Instance<'_>>],
+    ) -> Result<Vec<WrittenShard>, IngestError> {
+        self.record_files(assigned.len())?;
+        let bits: Vec<u8> =
+            checked.validations.iter().map(|validation| u8::from(validation.is_ok())).collect();
+        self.keep_shards_for(Digest::of(&bits))?;
+        let instances: usize = assigned.iter().map(Vec::len).sum();
+        self.checker.progress.begin(&format!("write {}", self.part.split), instances as u64);
+        let shards =
+            work_through(assigned.len(), self.writers, |number| self.write(number, &assigned[number]))?;
+        self.checker.progress.finish();
+        Ok(shards)
     }
 
     fn finish(
@@ -289,10 +267,11 @@ impl PartJob<'_> {
         assigned: &[Vec<Instance<'_>>],
         shards: Vec<WrittenShard>,
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
-        let new_rows = index_rows(assigned, &shards, self.first_shard(), self.rows.len());
-        let index = write_index(&self.options.dest, &self.part.index_file(), &new_rows)?;
-        checked.publish_rejects(&self.options.dest)?;
-        let found = checked.report(self.source, instances);
+        let (options, source) = (self.checker.options, self.checker.source);
+        let new_rows = index_rows(assigned, &shards, self.first_shard());
+        let index = write_index(&options.dest, &self.part.index_file(), &new_rows)?;
+        checked.publish_rejects(&options.dest)?;
+        let found = checked.report(source, instances);
         let report = SplitReport {
             instances: instances.len() as u64,
             rejected: found.refused.values().sum(),
@@ -303,26 +282,40 @@ impl PartJob<'_> {
             already_there: already_there(&self.rows, &new_rows),
             found: found.clone(),
         };
-        let mut options = self.plan.options.clone();
-        if let (Some(limit), true) =
-            (self.options.memory_limit, found.refused.contains_key(OVER_MEMORY_LIMIT))
-        {
+        let mut recorded = self.plan.options.clone();
+        if let (Some(limit), true) = (options.memory_limit, found.refused.contains_key(OVER_MEMORY_LIMIT)) {
             // Only then it decides what the shards hold.
-            options.insert(MEMORY_LIMIT.into(), limit.into());
+            recorded.insert(MEMORY_LIMIT.into(), limit.into());
         }
         let record = IngestRecord {
             program: PROGRAM.into(),
-            format: format!("{:?}", self.source.format).to_lowercase(),
+            format: format!("{:?}", source.format).to_lowercase(),
             source_fingerprint: self.part.fingerprint,
-            options,
+            options: recorded,
             instances: report.instances,
             index,
             report: found,
         };
-        let mut rows = self.rows.clone();
-        rows.extend(new_rows);
-        let shards = shards.into_iter().map(|written| written.entry).collect();
-        let split = self.split(&rows, shards, record, &report);
+        let rows = [self.rows.as_slice(), &new_rows].concat();
+        let mut digest = ContentDigest::new(options.exif_orientation.is_applied());
+        rows.iter().for_each(|row| digest.add(row.id, row.label, row.image));
+        let mut split = Split {
+            instances: rows.len() as u64,
+            labelled: rows.iter().filter(|row| row.label.is_some()).count() as u64,
+            image_bytes: report.image_bytes,
+            rejected: report.rejected,
+            digest: digest.finish(),
+            shards: Vec::new(),
+            ingest: Vec::new(),
+        };
+        if let Some(before) = self.before {
+            split.image_bytes += before.image_bytes;
+            split.rejected += before.rejected;
+            split.shards.clone_from(&before.shards);
+            split.ingest.clone_from(&before.ingest);
+        }
+        split.shards.extend(shards.into_iter().map(|written| written.entry));
+        split.ingest.push(record);
         Ok((split, rows, report))
     }
 
@@ -336,40 +329,32 @@ impl PartJob<'_> {
         format!("{}/{}.parquet", self.part.split, self.shard_name(number))
     }
 
-    /// Starts a shard.
     fn start_shard(&self, number: usize) -> Result<ShardWriter, DatasetError> {
-        let layout = WriterOptions { row_group: self.options.row_group, classes: self.plan.classes.clone() };
-        ShardWriter::start(&self.options.dest, &self.shard_path(number), &layout)
+        let options = self.checker.options;
+        let layout = WriterOptions { row_group: options.row_group, classes: self.plan.classes.clone() };
+        ShardWriter::start(&options.dest, &self.shard_path(number), &layout)
     }
 
-    /// What an earlier call recorded of a shard, if the shard is there.
-    fn finished_shard<T: DeserializeOwned>(
-        &self,
-        record: &str,
-        written: impl Fn(&T) -> &WrittenShard,
-    ) -> Result<Option<T>, StorageError> {
-        let there = |found: &T| {
-            let WrittenShard { entry, offsets, entry_points } = written(found);
-            // A record from before there were entry points is of a shard without.
-            entry_points.len() == offsets.len()
-                && self.options.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
-        };
-        Ok(self.work.load(record)?.filter(there))
+    /// Whether a shard that an earlier call recorded is there.
+    fn is_there(&self, WrittenShard { entry, offsets, entry_points }: &WrittenShard) -> bool {
+        // A record from before there were entry points is of a shard without.
+        entry_points.len() == offsets.len()
+            && self.checker.options.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
+    }
+
+    /// What [`Self::write`] has recorded of a shard that is there.
+    fn finished_shard(&self, name: &str) -> Result<Option<WrittenShard>, StorageError> {
+        Ok(self.work.load(name)?.filter(|written| self.is_there(written)))
     }
 
     /// Removes shards that the work on this part has recorded and [`Self::write`] has not finished.
-    ///
-    /// # Errors
-    /// If the store fails.
     fn remove_unfinished_shards(&self) -> Result<(), StorageError> {
-        let recorded = self.work.files()?;
-        for entry in self.options.dest.join(self.part.split).list()? {
+        let (dest, recorded) = (&self.checker.options.dest, self.work.files()?);
+        for entry in dest.join(self.part.split).list()? {
             let path = format!("{}/{}", self.part.split, entry.name);
             let name = entry.name.trim_end_matches(".parquet");
-            if recorded.contains(&path)
-                && self.finished_shard(name, |written: &WrittenShard| written)?.is_none()
-            {
-                self.options.dest.join(&path).delete()?;
+            if recorded.contains(&path) && self.finished_shard(name)?.is_none() {
+                dest.join(&path).delete()?;
             }
         }
         Ok(())
@@ -377,9 +362,6 @@ impl PartJob<'_> {
 
     /// Forgets the shards that the work has recorded, if they were written when other images were accepted:
     /// validations may change with `--memory-limit` between a kill and its resume.
-    ///
-    /// # Errors
-    /// If the store fails.
     fn keep_shards_for(&self, accepted: Digest) -> Result<(), StorageError> {
         if self.work.load(ACCEPTED)? == Some(accepted) {
             return Ok(());
@@ -397,21 +379,17 @@ impl PartJob<'_> {
     ///
     /// # Errors
     /// If the source changed since it was checked, or a store fails.
-    fn write(
-        &self,
-        number: usize,
-        shard: &[Instance<'_>],
-        progress: &dyn Progress,
-    ) -> Result<WrittenShard, IngestError> {
+    fn write(&self, number: usize, shard: &[Instance<'_>]) -> Result<WrittenShard, IngestError> {
+        let Checker { memory, threads, progress, .. } = self.checker;
         let name = self.shard_name(number);
-        if let Some(written) = self.finished_shard(&name, |written: &WrittenShard| written)? {
+        if let Some(written) = self.finished_shard(&name)? {
             progress.advance(written.entry.rows);
             return Ok(written);
         }
         let mut writer = self.start_shard(number)?;
-        for instances in self.memory.write_runs(shard, |instance| instance.entry.bytes) {
+        for instances in memory.write_runs(shard, |instance| instance.entry.bytes) {
             let groups = instances.par_chunks(IMAGES_AT_ONCE).map(|instances| self.rows_of(instances));
-            let rows: Vec<Vec<Row>> = self.checkers.install(|| groups.collect::<Result<_, IngestError>>())?;
+            let rows: Vec<Vec<Row>> = threads.install(|| groups.collect::<Result<_, IngestError>>())?;
             for row in rows.into_iter().flatten() {
                 writer.push(row)?;
             }
@@ -423,24 +401,25 @@ impl PartJob<'_> {
     }
 
     fn rows_of(&self, instances: &[Instance<'_>]) -> Result<Vec<Row>, IngestError> {
+        let Checker { source, options, memory, .. } = self.checker;
         let entries: Vec<&Entry> = instances.iter().map(|instance| instance.entry).collect();
-        let read = self.source.read_all(&entries)?;
+        let read = source.read_all(&entries)?;
         let mut rows = Vec::with_capacity(instances.len());
         for (instance, source) in instances.iter().zip(read) {
-            let changes = instance.info.changes;
-            let bytes = if changes.none() {
-                Some(source)
-            } else {
-                let _reservation = self.memory.readmit(&source, self.options);
-                rewrite(&source, changes, self.options).map(Into::into)
+            let bytes = match instance.info.change {
+                None => Some(source),
+                Some(change) => {
+                    let _reservation = memory.readmit(&source, options);
+                    rewrite(&source, change, options).map(Into::into)
+                }
             };
             let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.info.digest);
             let bytes = bytes.ok_or_else(|| {
-                let location = format!("{} in {}", instance.entry.path, self.options.sources[0]);
+                let location = format!("{} in {}", instance.entry.path, options.sources[0]);
                 IngestError::layout(location, "it changed while it was ingested")
             })?;
             // What the check found is not kept, as it would fill the journal; they are the same again.
-            let points = (self.options.check == CheckDepth::Full).then(|| entry_points(&bytes)).flatten();
+            let points = (options.check == CheckDepth::Full).then(|| entry_points(&bytes)).flatten();
             rows.push(instance.row(Kept { bytes, entry_points: points.map(Into::into) }));
         }
         Ok(rows)
@@ -451,16 +430,17 @@ impl PartJob<'_> {
     }
 
     /// The indexes of images of these sizes in the shards.
-    fn shard_indexes(&self, sizes: &[u64]) -> Vec<Vec<u32>> {
-        assign(sizes, self.options.shuffle_seed, self.part.number as u64, self.options.shard_bytes)
+    fn shard_indexes(&self, sizes: impl Iterator<Item = u64>) -> Vec<Vec<u32>> {
+        let options = self.checker.options;
+        let sizes: Vec<u64> = sizes.collect();
+        assign(&sizes, options.shuffle_seed, self.part.number as u64, options.shard_bytes)
     }
 
     /// The images of each shard. Where images stay as they are, the listing's sizes count: they are known first.
     fn assign<'b>(&self, instances: &[Instance<'b>]) -> Vec<Vec<Instance<'b>>> {
-        let size = |instance: &Instance<'_>| {
-            if self.options.changes_images() { instance.info.bytes } else { instance.entry.bytes }
-        };
-        let shards = self.shard_indexes(&instances.iter().map(size).collect::<Vec<u64>>());
+        let changes = self.checker.options.changes_images();
+        let size = |of: &Instance<'_>| if changes { of.info.bytes } else { of.entry.bytes };
+        let shards = self.shard_indexes(instances.iter().map(size));
         let images = |indexes: Vec<u32>| indexes.into_iter().map(|index| instances[index as usize]).collect();
         shards.into_iter().map(images).collect()
     }
@@ -472,7 +452,7 @@ impl PartJob<'_> {
             (Ok(first), Ok(end)) => Ok(first..end),
             _ => {
                 let reason = "it has more images than there are ids (2^32)";
-                Err(IngestError::layout(&self.options.sources[0], reason))
+                Err(IngestError::layout(&self.checker.options.sources[0], reason))
             }
         }
     }
@@ -483,33 +463,6 @@ impl PartJob<'_> {
             Instance { id: InstanceId(id), class: self.plan.class(entry), entry, info }
         };
         Ok(self.ids(accepted.len())?.zip(accepted).map(instance).collect())
-    }
-
-    fn split(
-        &self,
-        rows: &[IndexRow],
-        shards: Vec<ShardEntry>,
-        record: IngestRecord,
-        report: &SplitReport,
-    ) -> Split {
-        let mut digest = ContentDigest::new(self.options.exif_orientation.is_applied());
-        rows.iter().for_each(|row| digest.add(row.id, row.label, row.image));
-        let before = self.before.cloned();
-        let (mut all_shards, mut ingest, bytes, rejected) = before
-            .map_or((Vec::new(), Vec::new(), 0, 0), |split| {
-                (split.shards, split.ingest, split.image_bytes, split.rejected)
-            });
-        all_shards.extend(shards);
-        ingest.push(record);
-        Split {
-            instances: rows.len() as u64,
-            labelled: rows.iter().filter(|row| row.label.is_some()).count() as u64,
-            image_bytes: bytes + report.image_bytes,
-            rejected: rejected + report.rejected,
-            digest: digest.finish(),
-            shards: all_shards,
-            ingest,
-        }
     }
 }
 
@@ -543,20 +496,13 @@ fn already_there(before: &[IndexRow], appended: &[IndexRow]) -> Option<AlreadyTh
 }
 
 /// The rows of the index, in the order of the ids.
-fn index_rows(
-    shards: &[Vec<Instance<'_>>],
-    written: &[WrittenShard],
-    first_shard: usize,
-    first_id: usize,
-) -> Vec<IndexRow> {
-    let count = shards.iter().map(Vec::len).sum();
-    let mut rows: Vec<Option<IndexRow>> = vec![None; count];
-    for (shard, (instances, written)) in shards.iter().zip(written).enumerate() {
+fn index_rows(shards: &[Vec<Instance<'_>>], written: &[WrittenShard], first_shard: usize) -> Vec<IndexRow> {
+    let mut rows = Vec::with_capacity(shards.iter().map(Vec::len).sum());
+    for (shard, (instances, written)) in (first_shard as u32..).zip(shards.iter().zip(written)) {
         let places = written.offsets.iter().zip(&written.entry_points);
         for (row, (instance, (&offset, &points))) in (0..).zip(instances.iter().zip(places)) {
             let ImageInfo { width, height, bytes, .. } = *instance.info;
-            let shard = (first_shard + shard) as u32;
-            rows[instance.id.row() - first_id] = Some(IndexRow {
+            rows.push(IndexRow {
                 id: instance.id,
                 label: instance.class,
                 path: instance.entry.path.to_string(),
@@ -575,5 +521,6 @@ fn index_rows(
             });
         }
     }
-    rows.into_iter().map(|row| row.expect("every instance was assigned")).collect()
+    rows.sort_unstable_by_key(|row| row.id);
+    rows
 }

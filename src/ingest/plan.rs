@@ -5,28 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::source::{Entry, Source, first_of, split_meaning};
-use super::{CheckDepth, HeldBy, IngestError, IngestOptions, SourcePlan};
-use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, IngestRecord, Manifest};
+use super::{HeldBy, IngestError, IngestOptions, SourcePlan};
+use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, Manifest};
 use crate::ids::ClassId;
 use crate::storage::Digest;
 
-/// A part of a split that is to be made.
+/// A part of a split: one that is to be made, or that the destination holds already.
 #[derive(Debug)]
 pub(super) struct PartPlan<'a> {
     pub split: &'a str,
-    /// 0, or for images that are appended the number of parts before.
+    /// Its position in the split's list of parts: 0, or for images that are appended the number of parts before.
     pub number: usize,
     pub entries: &'a [Entry],
     pub fingerprint: Digest,
-}
-
-/// A part of a split that the destination holds already.
-#[derive(Debug)]
-pub(super) struct HeldPart<'a> {
-    pub split: &'a str,
-    /// Its position in the split's list of parts.
-    pub number: usize,
-    pub entries: &'a [Entry],
 }
 
 /// The name of the option in a record; it is there only where an image was rejected by it.
@@ -69,7 +60,7 @@ impl PartPlan<'_> {
 pub(super) struct Plan<'a> {
     pub parts: Vec<PartPlan<'a>>,
     /// What of the source is there already, by names, classes and sizes.
-    pub held: Vec<HeldPart<'a>>,
+    pub held: Vec<PartPlan<'a>>,
     /// The dataset's classes afterwards.
     pub classes: Vec<String>,
     /// Those that an append adds.
@@ -89,15 +80,17 @@ impl<'a> Plan<'a> {
         source: &'a Source,
         existing: Option<&Manifest>,
     ) -> Result<Self, IngestError> {
-        let other = |reason: String| IngestError::OtherDataset { dest: options.dest.to_string(), reason };
+        let other = |reason: String| IngestError::other_dataset(&options.dest, reason);
         let recorded = recorded_options(options);
         let (mut parts, mut held) = (Vec::new(), Vec::new());
         for (split, entries) in &source.splits {
             let fingerprint = fingerprint(source, entries);
-            match find_part(split, fingerprint, existing, options, &recorded).map_err(other)? {
-                PartState::Held(number) => held.push(HeldPart { split, number, entries }),
-                PartState::New(number) => parts.push(PartPlan { split, number, entries, fingerprint }),
-            }
+            let state = find_part(split, fingerprint, existing, options, &recorded).map_err(other)?;
+            let (list, number) = match state {
+                PartState::Held(number) => (&mut held, number),
+                PartState::New(number) => (&mut parts, number),
+            };
+            list.push(PartPlan { split, number, entries, fingerprint });
         }
         let may_add = options.append || parts.is_empty();
         let mut classes =
@@ -115,19 +108,13 @@ impl<'a> Plan<'a> {
         Ok(Self { parts, held, classes, new_classes, class_numbers, options: recorded })
     }
 
-    /// What should be known of it before the work begins.
-    pub(super) fn notes(&self) -> Vec<String> {
-        new_classes_line(&self.new_classes).into_iter().collect()
-    }
-
     /// The evidence that the dataset holds these parts.
     pub(super) fn held_by(&self, manifest: &Manifest, source: &Source) -> HeldBy {
         let now = (source.stamps.without() == 0).then(|| source.stamps.digest());
-        let record = |part: &HeldPart<'_>| manifest.splits.get(part.split)?.ingest.get(part.number);
-        let then = self.held.iter().map(|part| record(part).and_then(|record| record.report.source_stamp));
         let mut held_by = HeldBy::Times;
-        for then in then {
-            match (then, now) {
+        for part in &self.held {
+            let record = manifest.splits.get(part.split).and_then(|split| split.ingest.get(part.number));
+            match (record.and_then(|record| record.report.source_stamp), now) {
                 (Some(then), Some(now)) if then != now => return HeldBy::OtherTimes,
                 (Some(_), Some(_)) => {}
                 _ => held_by = HeldBy::NamesAndSizes,
@@ -184,12 +171,15 @@ fn find_part(
         }
         return Ok(PartState::New(0));
     };
-    let differing = |record: &IngestRecord| differing(&record.options, recorded, options);
-    let mut known =
-        held.ingest.iter().enumerate().filter(|(_, record)| record.source_fingerprint == fingerprint);
-    let differences = known.clone().next().map(|(_, record)| differing(record));
-    if let Some((number, _)) = known.find(|(_, record)| differing(record).is_empty()) {
-        return Ok(PartState::Held(number));
+    let mut differences = None;
+    for (number, record) in held.ingest.iter().enumerate() {
+        if record.source_fingerprint == fingerprint {
+            let found = differing(&record.options, recorded, options);
+            if found.is_empty() {
+                return Ok(PartState::Held(number));
+            }
+            differences.get_or_insert(found);
+        }
     }
     if let Some(differences) = differences {
         return Err(format!(
@@ -256,7 +246,8 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
 /// Classes that a line shows.
 const SHOWN_CLASSES: usize = 20;
 
-fn new_classes_line(classes: &[String]) -> Option<String> {
+/// What is said of the classes that an append adds, if there are any.
+pub(super) fn new_classes_line(classes: &[String]) -> Option<String> {
     let count = classes.len();
     (count > 0).then(|| format!("new classes: {count} ({})", first_of(classes, SHOWN_CLASSES)))
 }
@@ -291,21 +282,16 @@ fn orientation_name(is_applied: bool) -> &'static str {
 
 /// The options that decide what the shards hold.
 fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Value> {
-    let check = match options.check {
-        CheckDepth::Full => "full",
-        CheckDepth::Header => "header",
-    };
-    let mut recorded: BTreeMap<String, serde_json::Value> = [
-        ("shard_bytes", options.shard_bytes.into()),
-        ("row_group", (options.row_group as u64).into()),
-        ("shuffle_seed", options.shuffle_seed.into()),
-        ("max_pixels", options.max_pixels.into()),
-        ("check", check.into()),
-        ("baseline", options.baseline.into()),
-        ("drop_leaks", options.drop_leaks.into()),
-    ]
-    .map(|(name, value): (&str, serde_json::Value)| (name.to_owned(), value))
-    .into();
+    let check: &str = options.check.into();
+    let mut recorded: BTreeMap<String, serde_json::Value> = BTreeMap::from([
+        ("shard_bytes".into(), options.shard_bytes.into()),
+        ("row_group".into(), options.row_group.into()),
+        ("shuffle_seed".into(), options.shuffle_seed.into()),
+        ("max_pixels".into(), options.max_pixels.into()),
+        ("check".into(), check.into()),
+        ("baseline".into(), options.baseline.into()),
+        ("drop_leaks".into(), options.drop_leaks.into()),
+    ]);
     // Absent where it is the default: manifests from before the option stay what they are.
     if options.exif_orientation.is_applied() {
         recorded.insert(EXIF_ORIENTATION.into(), orientation_name(true).into());

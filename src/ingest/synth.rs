@@ -149,13 +149,11 @@ pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthRep
         already_done,
     };
     let unfinished = dest.join("synth.unfinished");
-    if mark.exists()? {
-        if mark.read()? == recipe {
-            return Ok(report(true));
-        }
-        return Err(SynthError::NotEmpty { dest: dest.to_string() });
+    let is_whole = mark.exists()?;
+    if is_whole && mark.read()? == recipe {
+        return Ok(report(true));
     }
-    if !unfinished.exists()? && !dest.list()?.is_empty() {
+    if is_whole || !unfinished.exists()? && !dest.list()?.is_empty() {
         return Err(SynthError::NotEmpty { dest: dest.to_string() });
     }
     unfinished.publish("", PublishMode::Overwrite)?;

@@ -407,12 +407,12 @@ impl Location {
         self.list()?.iter().try_for_each(|entry| self.join(&entry.name).delete())
     }
 
-    /// Removes what killed uploads into this folder have left. Object stores show none; the bucket's lifecycle rule
-    /// removes theirs.
+    /// Removes what killed uploads into this folder have left of the files that are ours by their names. Object stores
+    /// show none; the bucket's lifecycle rule removes theirs.
     ///
     /// # Errors
     /// If the folder cannot be read or a file cannot be removed.
-    pub fn delete_unfinished_uploads(&self) -> Result<(), StorageError> {
+    pub fn delete_unfinished_uploads(&self, is_ours: impl Fn(&str) -> bool) -> Result<(), StorageError> {
         let Some(path) = self.local_path() else { return Ok(()) };
         let entries = match std::fs::read_dir(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -422,10 +422,10 @@ impl Location {
             let entry = entry.map_err(|error| self.failed_by("list", error))?;
             // Files are staged as `name#number`.
             let name = entry.file_name();
-            let is_staged =
-                name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
-                    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-                });
+            let staged = name.to_str().and_then(|name| name.rsplit_once('#'));
+            let is_staged = staged.is_some_and(|(name, number)| {
+                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) && is_ours(name)
+            });
             if is_staged {
                 std::fs::remove_file(entry.path()).map_err(|error| self.failed_by("delete", error))?;
             }

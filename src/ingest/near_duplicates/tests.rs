@@ -25,6 +25,11 @@ fn looks(views: &[ViewHash]) -> Vec<Look> {
     views.iter().enumerate().map(|(number, &view)| look(number, view)).collect()
 }
 
+/// The groups where none is known before.
+fn groups(looks: &[Look]) -> Vec<u32> {
+    super::groups(looks, Vec::new(), |_| true)
+}
+
 /// The definition, by comparing each image with each other one.
 fn brute_force(looks: &[Look]) -> Vec<u32> {
     let sets = Sets::new(looks.len());
@@ -69,19 +74,18 @@ fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
         sets.push(("touching", looks(&views)));
     }
     // Differences in one half of the bits alone leave whole bands equal.
-    let halves: Vec<ViewHash> = random_views(400, 6)
+    let [a, b, c, d] = scenes[5].0;
+    let halves = random_views(400, 6)
         .into_iter()
-        .map(|random| {
-            let low = flipped(ViewHash([scenes[5].0[0], 0, 0, 0]), &mut stream, 0).0[0];
-            ViewHash([
-                low,
-                scenes[5].0[1],
-                scenes[5].0[2],
-                scenes[5].0[3] ^ (random.0[3] & random.0[2] & 0xFFFF_FFFF),
-            ])
-        })
-        .collect();
-    sets.push(("equal bands", looks(&halves)));
+        .map(|random| ViewHash([a, b, c, d ^ (random.0[3] & random.0[2] & 0xFFFF_FFFF)]));
+    sets.push(("equal bands", looks(&halves.collect::<Vec<_>>())));
+    // Pairs at the limit and one bit beyond it.
+    let mut views = random_views(150, 1);
+    for bits in [MOST_DIFFERING_BITS, MOST_DIFFERING_BITS + 1] {
+        let others: Vec<_> = views[..150].iter().map(|&view| flipped(view, &mut stream, bits)).collect();
+        views.extend(others);
+    }
+    sets.push(("the limit", looks(&views)));
     let mut mixed = looks(&random_views(50, 7));
     mixed.extend(mixed.clone().into_iter().map(|look| Look { view: None, ..look }));
     mixed.extend((0..50).map(|number| Look { digest: Digest::of(&[number % 7]), view: None }));
@@ -90,18 +94,12 @@ fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
 }
 
 #[test]
-fn groups_are_the_closure_of_all_near_pairs() {
-    for (name, looks) in hard_sets() {
-        assert_eq!(groups(&looks), brute_force(&looks), "{name}");
-    }
-}
-
-#[test]
-fn groups_do_not_depend_on_threads() {
-    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
-    let many = rayon::ThreadPoolBuilder::new().num_threads(8).build().expect("a pool");
-    for (name, looks) in hard_sets() {
-        assert_eq!(one.install(|| groups(&looks)), many.install(|| groups(&looks)), "{name}");
+fn groups_are_the_closure_of_all_near_pairs_on_any_number_of_threads() {
+    for threads in [1, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        for (name, looks) in hard_sets() {
+            assert_eq!(pool.install(|| groups(&looks)), brute_force(&looks), "{name}");
+        }
     }
 }
 
@@ -115,29 +113,10 @@ fn groups_that_are_extended_are_those_found_from_scratch() {
                 (0..).zip(&is_new).filter(|(_, new)| !**new).map(|(image, _)| image).collect();
             let old_looks: Vec<Look> = old.iter().map(|&image| looks[image as usize]).collect();
             let known = groups(&old_looks);
-            let known = old.iter().zip(&known).map(|(&image, &root)| (image, old[root as usize]));
-            let extended = extend_groups(&looks, known, |image| is_new[image as usize]);
+            let known = old.iter().zip(&known).map(|(&image, &root)| (image, old[root as usize])).collect();
+            let extended = super::groups(&looks, known, |image| is_new[image as usize]);
             assert_eq!(extended, groups(&looks), "{name} {share}");
         }
-    }
-}
-
-#[test]
-fn every_pair_within_the_limit_is_found_and_none_beyond_it() {
-    let mut stream = Stream::new(2, Purpose::Test, 0, 0);
-    let mut views = random_views(500, 1);
-    let near: Vec<ViewHash> =
-        views.iter().map(|&view| flipped(view, &mut stream, MOST_DIFFERING_BITS)).collect();
-    let far: Vec<ViewHash> =
-        views.iter().map(|&view| flipped(view, &mut stream, MOST_DIFFERING_BITS + 1)).collect();
-    views.extend(near);
-    views.extend(far);
-    let found = groups(&looks(&views));
-    for place in 0..500 {
-        assert_eq!(found[500 + place], place as u32, "a near one");
-        // A far one may be near to the near one of its image, but then it is in the group with reason.
-        let alone = views[1000 + place].distance(&views[500 + place]) > MOST_DIFFERING_BITS;
-        assert_eq!(found[1000 + place] == 1000 + place as u32, alone);
     }
 }
 
@@ -164,27 +143,22 @@ fn many_near_images_are_grouped_without_comparing_each_with_each() {
 #[test]
 fn groups_are_counted_and_leaks_are_training_images_with_a_near_duplicate_elsewhere() {
     let views = random_views(4, 1);
-    let place = Place { shard: 0, row: 0, offset: 0, bytes: 1, width: 1, height: 1, ..Place::default() };
     let row = |id: u32, bytes: &[u8], view: usize| IndexRow {
         id: InstanceId(id),
         label: None,
         path: "p".into(),
-        place,
+        place: Place::default(),
         image: Digest::of(bytes),
         view: Some(views[view]),
     };
     let train = [row(0, b"a", 0), row(1, b"a", 0), row(2, b"b", 1)];
     let val = [row(0, b"c", 1), row(1, b"d", 2)];
-    let images: Vec<SplitRow<'_>> = train
-        .iter()
-        .map(|row| SplitRow { split: "train", row })
-        .chain(val.iter().map(|row| SplitRow { split: "val", row }))
-        .collect();
-    let looks: Vec<Look> =
-        images.iter().map(|image| Look::of(image.row.image, image.row.view, true)).collect();
-    let (rows, counts) = rows(&images, &groups(&looks));
+    let index = Index::from([("train".to_owned(), train.into()), ("val".to_owned(), val.into())]);
+    let images: Vec<SplitRow<'_>> = split_rows(&index).collect();
+    let looks: Vec<Look> = images.iter().map(|(_, row)| Look::of(row.image, row.view, true)).collect();
+    let rows = rows(&images, &groups(&looks));
     let expected = DuplicateCounts { identical_groups: 1, visual_groups: 1, images: 4, leaks: 1 };
-    assert_eq!(counts, expected);
+    assert_eq!(count(&rows), expected);
     let shown: Vec<_> =
         rows.iter().map(|row| (row.group, row.split.as_str(), row.id.0, row.identical)).collect();
     assert_eq!(
@@ -192,12 +166,6 @@ fn groups_are_counted_and_leaks_are_training_images_with_a_near_duplicate_elsewh
         [(0, "train", 0, true), (0, "train", 1, true), (1, "train", 2, true), (1, "val", 0, false)]
     );
     assert!(rows.iter().all(|row| row.distance == Some(0)));
-}
-
-#[test]
-fn images_without_a_view_are_duplicates_only_byte_for_byte() {
-    let plain = |bytes: &[u8]| Look { digest: Digest::of(bytes), view: None };
-    assert_eq!(groups(&[plain(b"a"), plain(b"b"), plain(b"a")]), [0, 1, 0]);
 }
 
 /// An image of random waves, the longer the stronger, as in photographs.

@@ -9,10 +9,7 @@ use crate::progress::Progress;
 /// A folder with a second source, of the class `cat`.
 fn more(at: &Fixture, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::PathBuf {
     let root = at.source.with_file_name(name);
-    fs::create_dir_all(root.join("cat")).expect("a folder");
-    for (name, bytes) in images {
-        fs::write(root.join("cat").join(name), bytes).expect("a file");
-    }
+    images.iter().for_each(|(name, bytes)| write(root.join("cat").join(name), bytes));
     root
 }
 
@@ -39,15 +36,14 @@ fn images_that_are_there_under_other_options_are_refused_by_the_names_of_these()
 fn appended_images_that_are_there_already_are_counted() {
     let at = ingested();
     let source = more(&at, "more", &[("new.jpg", jpeg(200)), ("old.jpg", jpeg(3)), ("same.jpg", jpeg(2))]);
-    let append = IngestOptions { append: true, ..options(&source, &at.dest) };
-    let report = ingest(&append, &Quiet).expect("appended");
+    let report = ingest(&appending(&source, &at.dest), &Quiet).expect("appended");
     let there = report.splits["train"].already_there.clone().expect("two are there");
     assert_eq!(there.images, 2);
     assert_eq!(there.example, "cat/old.jpg (id 13) is cat/2.jpg (id 2)");
     assert!(report.lines().iter().any(|line| line.contains("already there")), "{:?}", report.lines());
     let other = more(&at, "other", &[("other.jpg", jpeg(201))]);
-    let append = IngestOptions { append: true, ..options(&other, &at.dest) };
-    assert_eq!(ingest(&append, &Quiet).expect("appended").splits["train"].already_there, None);
+    let report = ingest(&appending(&other, &at.dest), &Quiet).expect("appended");
+    assert_eq!(report.splits["train"].already_there, None);
 }
 
 /// An image and the same one, compressed more.
@@ -75,9 +71,8 @@ fn duplicates_after_appending_and_another_split_are_those_found_from_scratch() {
     let third = more(&at, "third", &[("a.jpg", a), ("b.jpg", b_near), ("c.jpg", c_near)]);
     let steps = |dest: &Path| {
         ingest(&options(&first, dest), &Quiet).expect("ingested");
-        let append = IngestOptions { append: true, ..options(&second, dest) };
-        ingest(&append, &Quiet).expect("appended");
-        IngestOptions { split: Some("val".into()), ..options(&third, dest) }
+        ingest(&appending(&second, dest), &Quiet).expect("appended");
+        into_split("val", options(&third, dest))
     };
     let last = steps(&at.dest);
     ingest(&last, &Quiet).expect("a split more");
@@ -124,8 +119,7 @@ fn without_near_duplicates_only_equal_bytes_are_found_and_the_hashes_stay_for_la
     assert_eq!(manifest.splits["train"].ingest[0].options["near_duplicates"], "off");
     // A later ingest compares everything.
     let second = more(&at, "second", &[("d.jpg", jpeg(4))]);
-    let append = IngestOptions { append: true, ..options(&second, &at.dest) };
-    let report = ingest(&append, &Quiet).expect("appended");
+    let report = ingest(&appending(&second, &at.dest), &Quiet).expect("appended");
     assert_eq!((report.duplicates.identical_groups, report.duplicates.visual_groups), (0, 1));
     assert_eq!(report.duplicates.images, 3);
 }
@@ -137,20 +131,18 @@ fn leaks_without_near_duplicates_are_equal_bytes_alone() {
         let [a, a_near] = near(0);
         let val = more(&at, "val", &[("a.jpg", a.clone())]);
         let train = more(&at, "train", &[("near.jpg", a_near), ("other.jpg", jpeg(4)), ("same.jpg", a)]);
-        ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
+        ingest(&into_split("val", options(&val, &at.dest)), &Quiet).expect("val");
         let job = IngestOptions { near_duplicates, drop_leaks: true, ..lenient(options(&train, &at.dest)) };
         let report = ingest(&job, &Quiet).expect("train");
         assert_eq!(report.splits["train"].found.dropped_leaks, dropped);
-        let rejects = at.rejects();
-        assert!(rejects.contains("a near-duplicate of val cat/a.jpg"), "{rejects}");
+        assert!(at.rejects().contains("a near-duplicate of val cat/a.jpg"), "{}", at.rejects());
     }
 }
 
 #[test]
 fn a_source_that_is_there_is_verified_image_by_image() {
     for smaller in [None, Some(10)] {
-        let at = fixture();
-        folder(&at.source);
+        let at = with_folder();
         fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
         let first = IngestOptions { max_side: smaller, ..lenient(at.options()) };
         ingest(&first, &Quiet).expect("ingested");
@@ -163,10 +155,9 @@ fn a_source_that_is_there_is_verified_image_by_image() {
         let path = at.source.join("dog breed/4.jpg");
         let old = fs::read(&path).expect("an image");
         let mut new = jpeg(99);
-        new.truncate(old.len());
         new.resize(old.len(), 0);
-        let last = new.len() - 2;
-        new[last..].copy_from_slice(&[0xFF, 0xD9]);
+        let end = new.len() - 2;
+        new[end..].copy_from_slice(&[0xFF, 0xD9]);
         fs::write(&path, &new).expect("changed");
         let unverified = IngestOptions { verify_source: false, ..verify.clone() };
         assert!(ingest(&unverified, &Quiet).expect("by names and sizes").already_done);
@@ -178,48 +169,34 @@ fn a_source_that_is_there_is_verified_image_by_image() {
         assert_eq!(error.failure(), crate::failure::Failure::Data);
         assert_eq!(files(&at.dest), before);
         fs::write(&path, old).expect("as before");
-        let good = jpeg(3);
-        fs::write(at.source.join("cat/1.jpg"), &good[..100]).expect("as before");
         fs::write(at.source.join("dog breed/5.jpg"), vec![0; jpeg(55).len()]).expect("damaged");
         let error = ingest(&verify, &Quiet).expect_err("it is damaged").to_string();
         assert!(error.contains("`dog breed/5.jpg`") && error.contains("it is rejected now: "), "{error}");
     }
 }
 
-#[test]
-fn a_source_with_leaks_that_were_dropped_is_verified() {
-    let at = fixture();
-    let val = more(&at, "val", &[("a.jpg", jpeg(1))]);
-    let train = more(&at, "train", &[("a.jpg", jpeg(2)), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(3))]);
-    ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
-    let job = IngestOptions { drop_leaks: true, ..lenient(options(&train, &at.dest)) };
-    assert_eq!(ingest(&job, &Quiet).expect("train").splits["train"].found.dropped_leaks, 1);
-    let verify = IngestOptions { verify_source: true, ..job };
-    let verified = ingest(&verify, &Quiet).expect("verified").verified_source;
-    assert_eq!(verified, Some(VerifiedSource { images: 3, rewritten: 0, rejected: 0 }));
-}
-
 /// A leak is an image that can be decoded; one that could not be decoded is none.
 #[test]
-fn an_image_that_was_mended_is_named_although_leaks_were_dropped() {
+fn a_source_with_leaks_that_were_dropped_is_verified_and_an_image_that_was_mended_named() {
     let at = fixture();
     let good = jpeg(4);
     let val = more(&at, "val", &[("a.jpg", jpeg(1))]);
     let train = [("0.jpg", vec![0; good.len()]), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(3))];
     let train = more(&at, "train", &train);
-    ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
+    ingest(&into_split("val", options(&val, &at.dest)), &Quiet).expect("val");
     let job = IngestOptions { drop_leaks: true, ..lenient(options(&train, &at.dest)) };
     assert_eq!(ingest(&job, &Quiet).expect("train").splits["train"].found.dropped_leaks, 1);
-    fs::write(train.join("cat/0.jpg"), good).expect("mended");
     let verify = IngestOptions { verify_source: true, ..job };
+    let verified = ingest(&verify, &Quiet).expect("verified").verified_source;
+    assert_eq!(verified, Some(VerifiedSource { images: 2, rewritten: 0, rejected: 1 }));
+    fs::write(train.join("cat/0.jpg"), good).expect("mended");
     let error = ingest(&verify, &Quiet).expect_err("it changed").to_string();
     assert!(error.contains("`cat/0.jpg`") && error.contains("it was rejected then: "), "{error}");
 }
 
 /// The folder, with an image that takes 3.3 MiB of memory to decode.
 fn with_a_large_image() -> Fixture {
-    let at = fixture();
-    folder(&at.source);
+    let at = with_folder();
     let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
     fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
     at
@@ -234,9 +211,10 @@ fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     let error = ingest(&limited(Some(1 << 20), &strict), &Quiet).expect_err("one is too many").to_string();
     assert!(error.contains("cat/large.png: decoding needs 3.3 MiB, `--memory-limit` is 1.0 MiB"), "{error}");
     // The same work under a higher limit: what was rejected is looked at again.
+    let report = ingest(&limited(Some(1 << 30), &strict), &Quiet).expect("it goes on");
+    assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (13, 0));
     let whole = at.dest.with_file_name("whole");
-    let dest = location(&whole);
-    ingest(&IngestOptions { dest, ..limited(Some(1 << 30), &base) }, &Quiet).expect("ingested");
+    fs::rename(&at.dest, &whole).expect("moved");
     ingest(&limited(Some(1 << 20), &base), &Quiet).expect("ingested");
     let manifest = at.manifest();
     let record = &manifest.splits["train"].ingest[0];
@@ -281,9 +259,8 @@ fn shards_written_under_another_memory_limit_are_written_again() {
         ..lenient(options(&at.source, dest))
     };
     let kill = Kill::default();
-    let killed =
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ingest(&limited(1 << 20, &at.dest), &kill)));
-    killed.expect_err("killed");
+    let killed = std::panic::AssertUnwindSafe(|| ingest(&limited(1 << 20, &at.dest), &kill));
+    std::panic::catch_unwind(killed).expect_err("killed");
     let shards = fs::read_dir(at.dest.join("train")).expect("a folder").count();
     assert!(shards >= 2, "some are there: {shards}");
     ingest(&limited(1 << 30, &at.dest), &Quiet).expect("it goes on");
@@ -292,21 +269,9 @@ fn shards_written_under_another_memory_limit_are_written_again() {
     assert_eq!(files(&at.dest), files(&whole));
 }
 
-#[test]
-fn a_higher_memory_limit_takes_up_what_a_lower_one_has_rejected() {
-    let at = with_a_large_image();
-    let limited = |memory_limit| IngestOptions { memory_limit, ..at.options() };
-    ingest(&limited(Some(1 << 20)), &Quiet).expect_err("one of 13 is too many");
-    let report = ingest(&limited(Some(1 << 30)), &Quiet).expect("it goes on");
-    assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (13, 0));
-}
-
 fn source(at: &Fixture, name: &str, classes: &[&str]) -> std::path::PathBuf {
     let root = at.source.with_file_name(name);
-    for (number, class) in (100..).zip(classes) {
-        fs::create_dir_all(root.join(class)).expect("a folder");
-        fs::write(root.join(class).join("1.jpg"), jpeg(number)).expect("a file");
-    }
+    (100..).zip(classes).for_each(|(number, class)| write(root.join(class).join("1.jpg"), jpeg(number)));
     root
 }
 
@@ -332,23 +297,22 @@ fn a_plan_fails_where_the_ingest_would_fail_before_its_first_write() {
     assert!(error.contains("`max_pixels` was 100000000 and is 5 now"), "{error}");
     let error = fails(&of_other(), &at.dest).to_string();
     assert!(error.contains("was made from other images"), "{error}");
-    let error = fails(&IngestOptions { split: Some("val".into()), ..of_other() }, &at.dest).to_string();
+    let error = fails(&into_split("val", of_other()), &at.dest).to_string();
     assert!(error.contains("it has no class \"ant\""), "{error}");
-    let error = fails(&IngestOptions { split: Some("val".into()), ..append() }, &at.dest).to_string();
+    let error = fails(&into_split("val", append()), &at.dest).to_string();
     assert!(error.contains("no split `val` to append to"), "{error}");
     let verify = IngestOptions { verify_source: true, append: true, ..of_other() };
     assert!(fails(&verify, &at.dest).to_string().contains("there is nothing to verify"));
     let inside = IngestOptions { dest: location(&at.source.join("dataset")), ..base() };
     assert!(matches!(fails(&inside, &at.dest), IngestError::Overlap { .. }));
     write(at.dest.join("val/notes.txt"), b"somebody else's");
-    let val = IngestOptions { split: Some("val".into()), ..base() };
-    assert!(matches!(fails(&val, &at.dest), IngestError::NotOurs { file, .. } if file == "val/notes.txt"));
+    let error = fails(&into_split("val", base()), &at.dest).to_string();
+    assert!(error.contains("`val/notes.txt` is not a file that an ingest has recorded"), "{error}");
 }
 
 #[test]
 fn a_plan_says_what_the_destination_holds_and_gets() {
-    let at = fixture();
-    folder(&at.source);
+    let at = with_folder();
     let base = at.options();
     let planned = |options: &IngestOptions| plan(options, &Quiet).expect("a plan");
     let first = planned(&base).destination;
@@ -357,29 +321,20 @@ fn a_plan_says_what_the_destination_holds_and_gets() {
     ingest(&base, &Quiet).expect("ingested");
     let before = files(&at.dest);
     let held = planned(&base);
-    assert_eq!(
-        (&held.destination.held, held.destination.held_by),
-        (&vec!["train".to_owned()], Some(HeldBy::Times))
-    );
-    assert!(
-        held.lines().iter().any(|line| line.contains("holds already, by the names")),
-        "{:?}",
-        held.lines()
-    );
+    assert_eq!(held.destination.held, ["train"]);
+    assert_eq!(held.destination.held_by, Some(HeldBy::Times));
+    let lines = held.lines();
+    assert!(lines.iter().any(|line| line.contains("holds already, by the names")), "{lines:?}");
     let other = source(&at, "other", &["cat", "ant", "bee"]);
-    let append = IngestOptions { append: true, ..options(&other, &at.dest) };
+    let append = appending(&other, &at.dest);
     let appended = planned(&append);
     assert_eq!(appended.destination.appended, ["train"]);
     assert_eq!(appended.destination.new_classes, ["ant", "bee"]);
-    assert!(
-        appended.lines().contains(&"  new classes: 2 (`ant`, `bee`)".to_owned()),
-        "{:?}",
-        appended.lines()
-    );
+    let lines = appended.lines();
+    assert!(lines.contains(&"  new classes: 2 (`ant`, `bee`)".to_owned()), "{lines:?}");
     assert_eq!(files(&at.dest), before);
     ingest(&append, &Quiet).expect("appended");
-    let manifest = Manifest::read(&append.dest).expect("a manifest");
-    assert_eq!(manifest.classes, ["cat", "dog breed", "ant", "bee"]);
+    assert_eq!(at.manifest().classes, ["cat", "dog breed", "ant", "bee"]);
 }
 
 #[test]
@@ -401,7 +356,7 @@ fn numbers_without_names_are_not_appended_to_classes_with_names_nor_names_to_num
     ingest(&options(&named, &at.dest), &Quiet).expect("ingested");
     let table = at.source.join("images.parquet");
     fs::write(&table, parquet_table(&[(0, jpeg(1)), (1, jpeg(2))], None)).expect("a table");
-    let append = IngestOptions { append: true, ..options(&table, &at.dest) };
+    let append = appending(&table, &at.dest);
     let error = fails(&append, &at.dest);
     assert_eq!(error.failure(), crate::failure::Failure::Data);
     let text = error.to_string();
@@ -414,11 +369,9 @@ fn numbers_without_names_are_not_appended_to_classes_with_names_nor_names_to_num
     assert_eq!(at.manifest().classes, ["ant", "bee"]);
     let numbers = at.dest.with_file_name("numbers");
     ingest(&options(&table, &numbers), &Quiet).expect("ingested");
-    let error = fails(&IngestOptions { append: true, ..options(&named, &numbers) }, &numbers).to_string();
-    assert!(
-        error.contains("its classes are numbers (`0`, `1`)") && error.contains("`--classes FILE`"),
-        "{error}"
-    );
+    let error = fails(&appending(&named, &numbers), &numbers).to_string();
+    assert!(error.contains("its classes are numbers (`0`, `1`)"), "{error}");
+    assert!(error.contains("`--classes FILE`"), "{error}");
 }
 
 #[test]

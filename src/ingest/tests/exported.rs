@@ -4,73 +4,37 @@
 use turbojpeg::Colorspace;
 
 use super::*;
-use crate::dataset::{
-    ContentDigest, IndexRow, IngestRecord, PartReport, ShardWriter, Split, WriterOptions, write_index,
-};
+use crate::dataset::tests::publish;
 use crate::ids::InstanceId;
 use crate::storage::Digest;
 
 /// A dataset with rows of these paths, each with other bytes.
 fn dataset(at: &Fixture, paths: &[String]) -> Location {
     let dataset = location(&at.dest);
-    let layout = WriterOptions { row_group: 2, classes: vec!["a".into()] };
-    let mut writer = ShardWriter::start(&dataset, "train/shard-00000.parquet", &layout).expect("started");
-    let (mut digest, mut rows) = (ContentDigest::default(), Vec::new());
-    for (id, path) in (0..).map(InstanceId).zip(paths) {
-        let bytes = bytes::Bytes::from(jpeg(id.0 as u8));
-        digest.add(id, None, Digest::of(&bytes));
-        let place = crate::dataset::Place {
-            shard: 0,
-            row: id.0,
-            offset: 0,
-            bytes: bytes.len() as u32,
-            width: 20,
-            height: 16,
-            ..Default::default()
-        };
-        let image = Digest::of(&bytes);
-        rows.push(IndexRow { id, label: None, path: path.clone(), place, image, view: None });
-        let path = path.clone();
-        writer
-            .push(Row { id, label: None, bytes, path, width: 20, height: 16, entry_points: None })
-            .expect("pushed");
-    }
-    let written = writer.finish().expect("published");
-    for (row, &offset) in rows.iter_mut().zip(&written.offsets) {
-        row.place.offset = offset;
-    }
-    let shards = vec![written.entry];
-    let index = write_index(&dataset, "index/train.parquet", &rows).expect("written");
-    let record = IngestRecord {
-        program: String::new(),
-        format: "parquet".into(),
-        source_fingerprint: Digest::of(b""),
-        options: Default::default(),
-        instances: paths.len() as u64,
-        index,
-        report: PartReport::default(),
+    let row = |(id, path): (u32, &String)| Row {
+        id: InstanceId(id),
+        label: None,
+        bytes: jpeg(id as u8).into(),
+        path: path.clone(),
+        width: 20,
+        height: 16,
+        entry_points: None,
     };
-    let split = Split {
-        instances: paths.len() as u64,
-        labelled: 0,
-        image_bytes: 1,
-        rejected: 0,
-        digest: digest.finish(),
-        shards,
-        ingest: vec![record],
-    };
-    let manifest = Manifest::new(layout.classes, [("train".to_owned(), split)].into());
-    manifest.publish(&dataset, PublishMode::Create).expect("published");
+    publish(&dataset, &[(0..).zip(paths).map(row).collect()], 2, &["a"]);
     dataset
+}
+
+/// The export of a dataset to a folder.
+fn export_to(dataset: &Location, dest: &Path) -> ExportOptions {
+    ExportOptions { dataset: dataset.clone(), dest: location(dest), split: None }
 }
 
 /// The names of the exported files by id, and how many are not the rows' paths.
 fn exported(paths: &[&str]) -> Result<(Vec<String>, u64), IngestError> {
     let at = fixture();
     let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
-    let dataset = dataset(&at, &paths);
     let target = at.source.join("exported");
-    let job = ExportOptions { dataset, dest: location(&target), split: None };
+    let job = export_to(&dataset(&at, &paths), &target);
     let report = export(&job, &Quiet)?;
     assert_eq!(export(&job, &Quiet)?, report, "the same export again changes nothing");
     let files = walk(&target.join("train"));
@@ -127,8 +91,8 @@ fn a_path_that_leads_outside_is_an_error_before_the_first_file() {
     for bad in ["../x.jpg", "../../x.jpg", "a/../../x.jpg", "a\\..\\..\\x.jpg", "/", ""] {
         let at = fixture();
         let dataset = dataset(&at, &["a/1.jpg".into(), bad.into()]);
-        let job = ExportOptions { dataset, dest: location(&at.source.join("a/b")), split: None };
-        let error = export(&job, &Quiet).expect_err("it leads outside");
+        let error =
+            export(&export_to(&dataset, &at.source.join("a/b")), &Quiet).expect_err("it leads outside");
         assert!(error.to_string().contains("leads outside of the split"), "{bad}: {error}");
         assert_eq!(walk(&at.source), [], "{bad}");
     }
@@ -139,9 +103,8 @@ fn an_export_into_the_dataset_is_refused() {
     let at = fixture();
     let dataset = dataset(&at, &["a/1.jpg".into()]);
     let before = walk(&at.dest);
-    for dest in [dataset.clone(), dataset.join("images")] {
-        let job = ExportOptions { dataset: dataset.clone(), dest, split: None };
-        let error = export(&job, &Quiet).expect_err("it overlaps").to_string();
+    for dest in [at.dest.clone(), at.dest.join("images")] {
+        let error = export(&export_to(&dataset, &dest), &Quiet).expect_err("it overlaps").to_string();
         assert!(error.contains("it overlaps the dataset"), "{error}");
     }
     assert_eq!(walk(&at.dest), before);
@@ -180,7 +143,7 @@ fn an_export_gives_the_files_back_that_were_ingested() {
     }
     at.ingest();
     let target = at.dest.with_file_name("exported");
-    let job = ExportOptions { dataset: location(&at.dest), dest: location(&target), split: None };
+    let job = export_to(&location(&at.dest), &target);
     for _ in 0..2 {
         let split = export(&job, &Quiet).expect("exported").splits["train"];
         assert_eq!(split, ExportedSplit { images: 19, not_original: 0, renamed: 0 });
@@ -198,30 +161,22 @@ fn labels(dataset: &Location) -> Vec<(String, Option<String>, Digest)> {
     let manifest = Manifest::read(dataset).expect("a manifest");
     let mut found = Vec::new();
     for (name, split) in &manifest.splits {
-        for part in &split.ingest {
-            let rows = crate::dataset::read_index(dataset, &part.index).expect("an index");
-            found.extend(rows.into_iter().map(|row| {
-                let class = row.label.map(|label| manifest.classes[label.index()].clone());
-                (name.clone(), class, row.image)
-            }));
+        for row in split.read_places(dataset).expect("an index") {
+            let class = row.label.map(|label| manifest.classes[label.index()].clone());
+            found.push((name.clone(), class, row.image));
         }
     }
-    found.sort_by(|a, b| (&a.0, &a.1, a.2.0).cmp(&(&b.0, &b.1, b.2.0)));
+    found.sort();
     found
 }
 
 /// Exports a dataset and ingests the files; gives their names.
 fn round_trip(at: &Fixture) -> Vec<String> {
     let (exported, again) = (at.dest.with_file_name("exported"), at.dest.with_file_name("again"));
-    let job = ExportOptions { dataset: location(&at.dest), dest: location(&exported), split: None };
-    export(&job, &Quiet).expect("exported");
+    export(&export_to(&location(&at.dest), &exported), &Quiet).expect("exported");
     ingest(&options(&exported, &again), &Quiet).expect("ingested again");
     assert_eq!(labels(&location(&again)), labels(&location(&at.dest)));
     files(&exported).into_iter().map(|(name, _)| name).collect()
-}
-
-fn png() -> Vec<u8> {
-    encode_png(&DecodedImage { width: 2, height: 2, rgb: vec![9; 12] }).expect("encoded")
 }
 
 #[test]
@@ -237,9 +192,8 @@ fn an_exported_folder_is_the_folder_that_was_ingested() {
 #[test]
 fn images_of_a_list_are_exported_below_their_classes() {
     let at = fixture();
-    for (number, name) in ["a/1.jpg", "b/1.jpg", "b/2.jpg", "3.jpg"].iter().enumerate() {
-        let file = at.source.join("images").join(name);
-        write(file, jpeg(number as u8 + 1));
+    for (number, name) in (1..).zip(["a/1.jpg", "b/1.jpg", "b/2.jpg", "3.jpg"]) {
+        write(at.source.join("images").join(name), jpeg(number));
     }
     let rows = "images/a/1.jpg,cat\nimages/b/1.jpg,cat\nimages/b/2.jpg,dog\nimages/3.jpg,dog\n";
     let list = at.source.join("list.csv");
@@ -259,13 +213,7 @@ fn rows_of_a_parquet_table_are_exported_below_the_names_of_their_classes_with_en
     let images = [(1, jpeg(1)), (0, png()), (1, jpeg(3)), (2, jpeg(4))];
     fs::write(&table, parquet_table(&images, Some(&["zebra", "a/b", "cow"]))).expect("a table");
     ingest(&options(&table, &at.dest), &Quiet).expect("ingested");
-    let paths: Vec<String> = {
-        let dataset = location(&at.dest);
-        rows(&dataset, &Manifest::read(&dataset).expect("a manifest"))
-            .into_iter()
-            .map(|row| row.path)
-            .collect()
-    };
+    let paths: Vec<String> = at.rows().into_iter().map(|row| row.path).collect();
     let expected = [
         "zebra/train-00000001.png",
         "a_b/train-00000000.jpg",
@@ -319,10 +267,8 @@ fn classes_whose_folders_would_be_one_or_hidden_get_folders_of_their_own() {
     let images = [(0, jpeg(1)), (1, jpeg(2)), (2, jpeg(3)), (3, jpeg(4))];
     fs::write(&table, parquet_table(&images, Some(&["a/b", "a_b", ".git", "c#1"]))).expect("a table");
     ingest(&options(&table, &at.dest), &Quiet).expect("ingested");
-    let exported = at.dest.with_file_name("exported");
-    let job = ExportOptions { dataset: location(&at.dest), dest: location(&exported), split: None };
-    export(&job, &Quiet).expect("exported");
-    let again = at.dest.with_file_name("again");
+    let (exported, again) = (at.dest.with_file_name("exported"), at.dest.with_file_name("again"));
+    export(&export_to(&location(&at.dest), &exported), &Quiet).expect("exported");
     ingest(&options(&exported, &again), &Quiet).expect("ingested again");
     let manifest = Manifest::read(&location(&again)).expect("a manifest");
     assert_eq!(manifest.classes, ["_git", "a_b", "a_b-1", "c#1"]);

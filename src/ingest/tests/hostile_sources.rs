@@ -13,15 +13,10 @@ use crate::rng::{Purpose, Stream};
 fn names_with_spaces_unicode_and_line_breaks_are_kept() {
     let at = fixture();
     let classes = ["a line\nbreak", "españa", "with space", "日本"];
-    for class in classes {
-        fs::create_dir_all(at.source.join(class)).expect("a folder");
-        fs::write(at.source.join(class).join("a \"b\"\n.jpg"), jpeg(3)).expect("a file");
-    }
+    classes.iter().for_each(|class| write(at.source.join(class).join("a \"b\"\n.jpg"), jpeg(3)));
     at.ingest();
-    let dataset = location(&at.dest);
-    let manifest = Manifest::read(&dataset).expect("a manifest");
-    assert_eq!(manifest.classes, classes);
-    let paths: Vec<String> = rows(&dataset, &manifest).into_iter().map(|row| row.path).collect();
+    assert_eq!(at.manifest().classes, classes);
+    let paths: Vec<String> = at.rows().into_iter().map(|row| row.path).collect();
     assert_eq!(paths, classes.map(|class| format!("{class}/a \"b\"\n.jpg")));
 }
 
@@ -29,23 +24,19 @@ fn names_with_spaces_unicode_and_line_breaks_are_kept() {
 #[cfg(unix)]
 fn a_name_that_is_no_text_is_refused() {
     use std::os::unix::ffi::OsStrExt;
-    let at = fixture();
-    folder(&at.source);
+    let at = with_folder();
     let name = std::ffi::OsStr::from_bytes(b"cat/\xFF\xFE.jpg");
     fs::write(at.source.join(name), jpeg(3)).expect("a file");
     let error = ingest(&at.options(), &Quiet).expect_err("1 of 13 is too many");
     assert!(error.to_string().contains("its name is not UTF-8"), "{error}");
-    let lenient = lenient(at.options());
-    let report = ingest(&lenient, &Quiet).expect("ingested");
+    let report = ingest(&lenient(at.options()), &Quiet).expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (12, 1));
-    let rejects = at.rejects();
-    assert!(rejects.contains("its name is not UTF-8"), "{rejects}");
+    assert!(at.rejects().contains("its name is not UTF-8"), "{}", at.rejects());
 }
 
 #[test]
 fn a_tar_header_with_a_wrong_size_is_an_error_that_names_the_place() {
-    let at = fixture();
-    folder(&at.source);
+    let at = with_folder();
     let tar = at.dest.with_extension("tar");
     tar_of(&at.source, &tar);
     let whole = fs::read(&tar).expect("a tar");
@@ -108,24 +99,11 @@ fn a_header_in_quotes_names_the_columns_that_csv_has() {
 }
 
 #[test]
-fn a_split_with_the_name_of_another_folder_is_refused() {
-    let at = fixture();
-    folder(&at.source);
-    for name in ["index", "rejects", ".work", "..", "a/b", ""] {
-        let named = IngestOptions { split: Some(name.into()), ..at.options() };
-        let error = ingest(&named, &Quiet).expect_err("no name of a split");
-        assert!(error.to_string().contains(&format!("a split cannot be called `{name}`")), "{error}");
-        assert!(!at.dest.exists());
-    }
-}
-
-#[test]
 fn a_broken_link_below_folders_that_are_passed_through_makes_no_class() {
     let at = fixture();
     folder(&at.source.join("sets/mine"));
     std::os::unix::fs::symlink("nowhere", at.source.join("sets/mine/cat/9.jpg")).expect("a link");
-    let lenient = lenient(at.options());
-    let report = ingest(&lenient, &Quiet).expect("ingested");
+    let report = ingest(&lenient(at.options()), &Quiet).expect("ingested");
     assert_eq!(at.manifest().classes, ["cat", "dog breed"]);
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (12, 1));
     let strict = IngestOptions { dest: location(&at.dest.with_file_name("strict")), ..at.options() };
@@ -162,10 +140,7 @@ fn damaged(bytes: &[u8], stream: &mut Stream) -> Vec<u8> {
 /// Ingests damaged copies of a file.
 fn survive(name: &str, whole: &[u8], rounds: u64) {
     let at = fixture();
-    fs::create_dir_all(&at.source).expect("a folder");
-    for number in 0..IMAGES {
-        fs::write(at.source.join(format!("{number}.jpg")), jpeg(number + 1)).expect("an image");
-    }
+    (0..IMAGES).for_each(|number| write(at.source.join(format!("{number}.jpg")), jpeg(number + 1)));
     let file = at.source.join(name);
     let mut taken = 0;
     for round in 0..rounds {
@@ -218,25 +193,12 @@ fn table() -> Vec<u8> {
     parquet_of(&batch)
 }
 
+/// With INSTDISC_ROUNDS in the environment, as many of each.
 #[test]
 fn damaged_lists_and_tables_lose_no_image_silently() {
-    survive("x.csv", &csv(), 60);
-    survive("x.parquet", &table(), 60);
-}
-
-#[test]
-#[ignore = "a thousand of each, by hand"]
-fn a_thousand_damaged_lists_and_tables_lose_no_image_silently() {
-    survive("x.csv", &csv(), 1000);
-    survive("x.parquet", &table(), 1000);
-}
-
-/// A folder of one class with images of these numbers.
-fn images(root: &Path, numbers: std::ops::Range<u8>) {
-    fs::create_dir_all(root.join("cat")).expect("a folder");
-    for number in numbers {
-        fs::write(root.join(format!("cat/{number}.jpg")), jpeg(number + 1)).expect("a file");
-    }
+    let rounds = std::env::var("INSTDISC_ROUNDS").map_or(60, |rounds| rounds.parse().expect("a number"));
+    survive("x.csv", &csv(), rounds);
+    survive("x.parquet", &table(), rounds);
 }
 
 fn split(name: &str, pattern: &str) -> (String, PathGlob) {
@@ -255,8 +217,7 @@ fn appending_to_a_split_leaves_the_files_of_a_split_that_is_called_like_its_part
     let more = at.source.with_file_name("more");
     images(&more, 6..9);
     fs::write(more.join("cat/worse.jpg"), b"worse").expect("a file");
-    let append =
-        IngestOptions { append: true, split: Some("train".into()), ..lenient(options(&more, &at.dest)) };
+    let append = lenient(into_split("train", appending(&more, &at.dest)));
     ingest(&append, &Quiet).expect("appended");
     let after = files(&at.dest);
     let replaced = ["manifest.json", "duplicates.parquet"];
@@ -293,14 +254,14 @@ fn files_that_the_manifest_names_otherwise_are_read_and_never_written_over() {
     let more = at.source.with_file_name("more");
     images(&more, 3..6);
     fs::write(more.join("cat/bad.jpg"), b"bad").expect("a file");
-    let append = lenient(IngestOptions { append: true, ..options(&more, &at.dest) });
+    let append = lenient(appending(&more, &at.dest));
     ingest(&append, &Quiet).expect("appended");
     rename_as_before(&at.dest);
     let verify = IngestOptions { verify_source: true, ..append };
     assert_eq!(ingest(&verify, &Quiet).expect("verified").held_by, Some(HeldBy::Contents));
     let before = files(&at.dest);
-    let other = IngestOptions { split: Some("train-0001".into()), ..options(&more, &at.dest) };
-    let error = ingest(&lenient(other), &Quiet).expect_err("the name is taken").to_string();
+    let other = lenient(into_split("train-0001", options(&more, &at.dest)));
+    let error = ingest(&other, &Quiet).expect_err("the name is taken").to_string();
     assert!(error.contains("`index/train-0001.parquet` is of another split than `train-0001`"), "{error}");
     assert_eq!(files(&at.dest), before);
 }
@@ -318,8 +279,7 @@ fn splits_of_odd_names_are_ingested_and_appended_to() {
     let more = at.source.with_file_name("more");
     images(&more, 20..22);
     for name in names {
-        let append = IngestOptions { append: true, split: Some(name.into()), ..options(&more, &at.dest) };
-        ingest(&append, &Quiet).expect(name);
+        ingest(&into_split(name, appending(&more, &at.dest)), &Quiet).expect(name);
     }
     let manifest = at.manifest();
     assert_eq!(manifest.splits.keys().map(String::as_str).collect::<Vec<_>>(), names);
@@ -333,11 +293,17 @@ fn a_split_that_is_called_like_a_file_of_a_dataset_is_an_error_before_anything_i
     let at = fixture();
     images(&at.source, 0..2);
     let long = "x".repeat(101);
-    for name in ["manifest.json", "duplicates.parquet", "index", "rejects", ".work", "a\u{7}b", &long] {
-        let named = IngestOptions { split: Some(name.into()), ..at.options() };
+    let files = ["manifest.json", "duplicates.parquet", "index", "rejects", ".work"];
+    for name in files.into_iter().chain(["..", "a/b", "", "a\u{7}b", &long]) {
+        let named = into_split(name, at.options());
         let error = ingest(&named, &Quiet).expect_err("no name of a split");
         assert_eq!(error.failure(), crate::failure::Failure::Data);
         assert!(error.to_string().contains("a split cannot be called `"), "{error}");
+        assert!(!at.dest.exists());
+        if name.is_empty() {
+            // In a list it is none.
+            continue;
+        }
         let list = at.source.join("list.csv");
         fs::write(&list, format!("path,label,split\ncat/0.jpg,cat,{name}\n")).expect("a list");
         let error = ingest(&options(&list, &at.dest), &Quiet).expect_err("no name of a split");
