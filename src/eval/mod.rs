@@ -32,7 +32,7 @@ pub use linear::{
     ClassifierReport, LinearOptions, LinearReport, ProbeReport, ProbeTables, Score, Solver, SweepCell,
     classify, probe, probe_augmented,
 };
-pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing, write_neighbours};
+pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Reports, Timing, write_neighbours};
 pub use retrieval::{LabelSets, RecallAt, Retrieval};
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
 pub use vote::{vote, vote_weight};
