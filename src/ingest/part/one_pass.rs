@@ -27,6 +27,9 @@ struct Finished {
 /// The validations of a shard's first images, and the shard, unless the pass has ended before.
 type Tried = (Vec<Validation>, Option<WrittenShard>);
 
+/// What is known of a part's images, and its shards, unless an image was rejected.
+pub(super) type Outcome = (Vec<Option<Validation>>, Option<Vec<WrittenShard>>);
+
 /// The pass over a part.
 pub(super) struct OnePass<'a> {
     job: &'a PartJob<'a>,
@@ -47,11 +50,11 @@ impl<'a> OnePass<'a> {
         Ok(Self { job, shards, ended: AtomicBool::new(ended) })
     }
 
-    /// Checks and writes the shards: what is known of the images, and the shards, unless an image was rejected.
+    /// Checks and writes the shards.
     ///
     /// # Errors
     /// If the source or the destination fails.
-    pub(super) fn run(&self) -> Result<(Vec<Option<Validation>>, Option<Vec<WrittenShard>>), IngestError> {
+    pub(super) fn run(&self) -> Result<Outcome, IngestError> {
         let tried = work_through(self.shards.len(), self.job.writers, |number| self.write(number))?;
         let mut known = vec![None; self.job.part.entries.len()];
         let mut written = Vec::with_capacity(self.shards.len());
