@@ -44,6 +44,9 @@ pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointErro
     Ok(newest_that(run, |checkpoint| checkpoint.state())?.0)
 }
 
+/// Checkpoints that cannot be used, the newest first, with their errors.
+type Unusable = Vec<(Location, CheckpointError)>;
+
 /// What `accept` makes of the newest checkpoint of a run that it accepts, and the newer ones with their errors. None of
 /// a run without checkpoints.
 ///
@@ -52,7 +55,7 @@ pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointErro
 pub fn newest_that<T>(
     run: &Location,
     accept: impl Fn(Checkpoint) -> Result<T, CheckpointError>,
-) -> Result<(Option<T>, Vec<(Location, CheckpointError)>), CheckpointError> {
+) -> Result<(Option<T>, Unusable), CheckpointError> {
     let all = list_checkpoints(run)?;
     let (total, mut wrong) = (all.len(), Vec::new());
     for (_, folder) in all.into_iter().rev() {
