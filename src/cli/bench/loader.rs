@@ -168,7 +168,7 @@ fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Res
                 continue;
             }
             let draw = |width, height| recipe.draw_for(0, round, InstanceId(index as u32), width, height);
-            let done = |stage: Stage| watch.add_to(&mut times.stages[stage as usize]);
+            let done = |stage| watch.add_to(&mut times.stages[stage as usize]);
             renderer.augment(&encoded, draw, args.image_size, &mut out, done)?;
             std::hint::black_box(&mut out);
         }
