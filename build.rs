@@ -1,17 +1,17 @@
-//! Compiles the shim over libtorch's c10d, and writes libtorch's folder into the binary's run path, so that no
-//! `LD_LIBRARY_PATH` is needed.
+//! Builds the shims over libtorch, and adds libtorch's folder to the binary's run path, so that
+//! `LD_LIBRARY_PATH` is not needed.
 //!
-//! The shim's parts in `src/distributed/shim` that need libtorch_cpu alone become a static library. The CUDA
-//! part (NCCL, CUDA graphs) becomes a shared library that the program carries within itself and loads when it
-//! uses them: so it starts where nothing of CUDA is installed.
+//! The files in `src/distributed/shim` that need only libtorch_cpu become a static library. The CUDA part
+//! (NCCL, CUDA graphs) becomes a shared library that is embedded in the program and loaded on use, so the
+//! program starts without CUDA.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SHIM: &str = "src/distributed/shim";
-/// What tch does not expose of libtorch itself.
+/// Shim for functions of libtorch that tch does not expose.
 const MODEL_SHIM: &str = "src/model/libtorch/shim";
-/// Headers that ProcessGroupNCCL.hpp needs, and where the wheels of NVIDIA put them.
+/// Headers that ProcessGroupNCCL.hpp needs, searched in the folders of NVIDIA's wheels.
 const CUDA_HEADERS: [&str; 4] = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "nv/target"];
 
 fn main() {
@@ -24,7 +24,7 @@ fn main() {
     for folder in run_path() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
-    // libtorch's inline functions are in our objects too. Exported, they would keep `instdisc` from being linked
+    // Our objects contain libtorch's inline functions. Exported, they would keep `instdisc` from being linked
     // without libtorch.
     println!("cargo:rustc-link-arg-bin=instdisc=-Wl,--exclude-libs,ALL");
     let lib = std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is");
@@ -49,7 +49,7 @@ fn main() {
     }
 }
 
-/// The version of libtorch, by its headers; empty where they do not say it.
+/// Returns the version of libtorch according to its headers; empty if they lack it.
 fn version(lib: &Path) -> String {
     let header = lib.with_file_name("include/torch/headeronly/version.h");
     println!("cargo:rerun-if-changed={}", header.display());
@@ -62,9 +62,9 @@ fn version(lib: &Path) -> String {
     parts.into_iter().collect::<Option<Vec<_>>>().map(|parts| parts.join(".")).unwrap_or_default()
 }
 
-/// Folders in which a program looks for libtorch: the torch package of an environment into which it is installed
-/// (of venv, conda, `pip install --user`, Debian's pip), then those of INSTDISC_RUN_PATH, with colons
-/// between, or LIBTORCH's.
+/// Returns the folders in which a program looks for libtorch: the torch package of the environment that it is
+/// installed into (venv, conda, `pip install --user`, Debian's pip), then those of INSTDISC_RUN_PATH,
+/// separated by colons, or LIBTORCH's.
 fn run_path() -> Vec<String> {
     println!("cargo:rerun-if-env-changed=INSTDISC_RUN_PATH");
     let packages = ["site-packages", "dist-packages"];
@@ -79,7 +79,7 @@ fn run_path() -> Vec<String> {
     let place = |name: &str| PathBuf::from(std::env::var_os(name).expect("cargo sets it"));
     let root = place("CARGO_MANIFEST_DIR");
     if Path::new(&libtorch) == root.join(".libtorch") && place("OUT_DIR").starts_with(root.join("target")) {
-        // By its place below the checkout, so that no path of this machine is in a wheel; tests are a folder deeper.
+        // Relative to the checkout, so that no path of this machine is in a wheel; tests are one folder deeper.
         folders.extend(["$ORIGIN/../../.libtorch/lib", "$ORIGIN/../../../.libtorch/lib"].map(str::to_owned));
     } else {
         folders.push(Path::new(&libtorch).join("lib").display().to_string());
@@ -98,7 +98,7 @@ fn compiler(lib: &Path) -> cc::Build {
     build
 }
 
-/// Fails where something is missing: a program that lacks NCCL would say so only on the cluster.
+/// Fails if something is missing: a program without NCCL would only fail on the cluster.
 fn cuda_compiler(lib: &Path) -> cc::Build {
     let folders = cuda_folders(lib);
     let headers =
@@ -117,7 +117,7 @@ fn cuda_compiler(lib: &Path) -> cc::Build {
     for folder in &folders {
         build.flag("-isystem").flag(folder);
     }
-    // Last, so that real headers win: what ATen's headers want of cuBLAS, cuSPARSE and cuSOLVER is a few names.
+    // Last, so that real headers win: ATen's headers need only a few names of cuBLAS, cuSPARSE and cuSOLVER.
     build.flag("-isystem").flag(format!("{SHIM}/stand_in/cuda"));
     build
 }
@@ -132,14 +132,14 @@ fn build_cuda_part(lib: &Path, mut build: cc::Build) {
     println!("cargo:rustc-env=INSTDISC_CUDA_PART={}", part.display());
 }
 
-/// Folders that may hold the headers of NCCL and CUDA.
+/// Returns folders that may contain the headers of NCCL and CUDA.
 fn cuda_folders(lib: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for home in ["NCCL_HOME", "CUDA_HOME"] {
         println!("cargo:rerun-if-env-changed={home}");
         folders.extend(std::env::var_os(home).map(|home| Path::new(&home).join("include")));
     }
-    // The wheels: site-packages/torch/lib beside site-packages/nvidia.
+    // In wheels, site-packages/torch/lib is beside site-packages/nvidia.
     if let Some(packages) = lib.parent().and_then(Path::parent) {
         folders.extend(["nvidia/nccl/include", "nvidia/cu13/include"].map(|folder| packages.join(folder)));
     }

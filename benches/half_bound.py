@@ -1,4 +1,4 @@
-"""What a bound on similarities after half of the numbers would decide, with and without a rotation, as JSON.
+"""Measures what a bound on similarities after half of the numbers decides, with and without a rotation, as JSON.
 
     python benches/half_bound.py BANK.arrow QUERIES.arrow K
 
@@ -23,7 +23,7 @@ def read(path):
 
 
 def undecided(bank, queries, k):
-    """The shares of pairs and of tiles."""
+    """Returns the fractions of pairs and of tiles."""
     similarities = queries @ bank.T
     kth = np.partition(similarities, -k, axis=1)[:, -k, None]
     half = bank.shape[1] // 2

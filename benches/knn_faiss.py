@@ -63,14 +63,14 @@ def instdisc(*arguments):
 
 
 def timed(work, *arguments):
-    """The result, seconds on the clock, and seconds of all processors."""
+    """Returns the result, wall seconds, and CPU seconds of all processors."""
     cpu, started = time.process_time(), time.perf_counter()
     result = work(*arguments)
     return result, time.perf_counter() - started, time.process_time() - cpu
 
 
 def differences(found, similarities, rows):
-    """How the neighbours in a file of instdisc differ from those of faiss."""
+    """Describes how the neighbours in a file of instdisc differ from those of faiss."""
     table = pq.read_table(found)
     ids = numpy.array(table["neighbour_ids"].to_pylist())
     own = numpy.array(table["similarities"].to_pylist(), dtype=numpy.float32)

@@ -59,7 +59,7 @@ def torchvision_pillow(images):
 
 
 def on_tensors():
-    """The recipe of each stage for a decoded tensor."""
+    """Returns the recipe of each stage for a decoded tensor."""
     import torch
     from torchvision.transforms import v2 as T
 
@@ -102,7 +102,7 @@ def torchcodec(images):
 
 
 def litdata(images):
-    """Its streaming dataset over local chunks, so its reading is in the figures; the other peers read nothing."""
+    """litdata's streaming dataset over local chunks. Its figures include reading, unlike the other peers'."""
     import litdata
     import torchvision
 
@@ -279,7 +279,7 @@ def tf_data(images):
 
 
 def instdisc(binary, source, limit):
-    """Images per second of CPU time by stage, and of plain decoding, for one round."""
+    """Returns images per second of CPU time by stage, and of plain decoding, for one round."""
     seen = {}
     for stage in STAGES:
         command = [binary, "bench", "loader", *source, "--rounds", "1", "--stage", stage]

@@ -1,4 +1,4 @@
-"""How long each command that needs no libtorch takes on next to nothing, and its memory; prints JSON.
+"""Measures time and memory of each command that needs no libtorch, on minimal inputs; prints JSON.
 
     python benches/start.py --instdisc target/release/instdisc
 
@@ -21,7 +21,7 @@ program = os.path.abspath(args.instdisc)
 
 
 def run(words):
-    """Milliseconds and MB of one run."""
+    """Returns milliseconds and MB of one run."""
     began = time.perf_counter()
     process = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

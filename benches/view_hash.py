@@ -1,4 +1,4 @@
-"""How far the view hash of an image moves when it is re-encoded or resized, and how far apart images are.
+"""Measures how far an image's view hash moves by re-encoding or resizing, and how far apart images are.
 
 The hash is that of src/ingest/near_duplicates.rs, written again in NumPy. Needs numpy and pillow.
 Usage: view_hash.py IMAGES.tar
@@ -19,7 +19,7 @@ COSINES = np.array(
 
 
 def sums(values):
-    """Sums over the first axis in GRID cells, and the cells' lengths."""
+    """Returns sums over the first axis in GRID cells, and the cells' lengths."""
     size = len(values)
     bounds = [(i * size // GRID, max((i + 1) * size // GRID, i * size // GRID + 1)) for i in range(GRID)]
     running = np.concatenate([np.zeros((1, values.shape[1]), np.int64), np.cumsum(values, 0)])

@@ -1,9 +1,9 @@
-//! The kind of an error's failure, and the exit code by which a scheduler decides about a retry.
+//! Kinds of failure, and the exit codes by which a scheduler decides on a retry.
 //!
-//! The errors of jobs and formats have a method `failure`; the shell turns it into the exit code. 69 and 75
-//! are worth a retry at once, 74 once its cause is removed, 2, 65 and 78 never.
+//! Errors of jobs and formats have a method `failure`; the shell turns its result into the exit code. 69 and
+//! 75 are worth an immediate retry, 74 once its cause is removed, 2, 65 and 78 none.
 
-/// An error and its causes on one line; a cause that the text before it repeats is left out.
+/// Formats an error and its causes on one line, without causes that earlier text repeats.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = String::new();
     for cause in std::iter::successors(Some(error), |error| error.source()) {
@@ -19,27 +19,27 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     line
 }
 
-/// The kinds of failure that a job tells apart, each with an exit code (from sysexits where one fits).
+/// Kind of a job's failure, each with an exit code (from sysexits where one fits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Failure {
-    /// The command line or an argument makes no sense.
+    /// The command line or an argument is invalid.
     Usage,
-    /// The data are wrong: a corrupt shard, another dataset's digest.
+    /// The data are invalid: a corrupt shard, another dataset's digest.
     Data,
-    /// A store or a peer cannot be reached.
+    /// A store or a peer is unreachable.
     Unavailable,
     /// Reading or writing failed: a full disk, a read-only destination.
     Io,
-    /// Stopped by a signal, with everything saved that there was to save.
+    /// A signal stopped the job; everything that can be saved is saved.
     Stopped,
-    /// The configuration is wrong: an unknown key, a value out of range.
+    /// The configuration is invalid: an unknown key, a value out of range.
     Config,
-    /// Anything else.
+    /// Any other failure.
     Other,
 }
 
 impl Failure {
-    /// The process's exit code.
+    /// Returns the exit code of the process.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 2,

@@ -1,8 +1,8 @@
-//! Calls into libraries that may panic: decoders on bytes from outside, tch's operators on what a device cannot do.
+//! Guarded calls into libraries that may panic: decoders on external bytes, tch's operators on unsupported devices.
 //!
-//! Libraries index out of bounds on unforeseen files, valid ones among them. Such a panic rejects one file; it does not
-//! end the job. Its message is part of the error, so the panic hook prints nothing on a thread while a guarded call
-//! runs there.
+//! Libraries index out of bounds on unforeseen files, including valid ones. Such a panic rejects one file,
+//! but does not end the job. Its message becomes part of the error, so the panic hook prints nothing on a
+//! thread during a guarded call.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -13,12 +13,12 @@ thread_local! {
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`; its panic is an error, the panic's message.
+/// Runs `work`; a panic becomes an error with the panic's message.
 ///
-/// Discard the state that `work` changes after an error: it may be half changed.
+/// After an error, discard any state that `work` changes, as it may be inconsistent.
 ///
 /// # Errors
-/// The message, if it panics.
+/// Message of the panic.
 pub(crate) fn guard<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     silence_guarded_threads();
     let was_guarded = IS_GUARDED.replace(true);
@@ -27,7 +27,7 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|panic| message(&*panic).to_owned())
 }
 
-/// Puts a hook before the present one, once: it passes on panics outside guarded calls.
+/// Installs, once, a panic hook that forwards only panics outside guarded calls to the present hook.
 fn silence_guarded_threads() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {

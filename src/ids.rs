@@ -1,32 +1,31 @@
-//! Integers that must not be mixed up: which image, which row, which class, which rank.
+//! Newtypes for integers that must not be confused: images, rows, classes and ranks.
 //!
-//! Inside the crate an id is one of these types; only the file formats turn it into an `int64` and back.
+//! Inside the crate an id always has one of these types; only the file formats convert it to `int64` and back.
 
 use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// The image's number within its split.
+/// Number of an image within its split.
 ///
-/// Invariants: a split of `n` images holds exactly the ids `0..n`; an id never changes once the dataset is
-/// published.
+/// Invariants: a split of `n` images has exactly the ids `0..n`; an id never changes once the dataset is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(pub u32);
 
 impl InstanceId {
-    /// The id as an index into a table with one row for each image.
+    /// Returns the id as an index into a table with one row per image.
     pub fn row(self) -> usize {
         self.0 as usize
     }
 
-    /// Reads an id as a file holds it; `None` where it is negative or too large.
+    /// Converts an id from a file; `None` if it is negative or too large.
     pub fn from_stored(value: i64) -> Option<Self> {
         u32::try_from(value).ok().map(Self)
     }
 
-    /// The id as a file holds it.
+    /// Converts the id for a file.
     pub fn to_stored(self) -> i64 {
         i64::from(self.0)
     }
@@ -38,81 +37,80 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// An image's row in the tables of a job: in its source and in the memory bank.
+/// Row of an image in the tables of a job: in its source and in the memory bank.
 ///
-/// For a whole split it is the number of the image's [`InstanceId`]. For a sample (`--limit`), the sample's ids are
-/// numbered in their order.
+/// For a whole split it equals the number of the image's [`InstanceId`]. For a sample (`--limit`), it is the
+/// position in the sample's ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BankRow(pub u32);
 
 impl BankRow {
-    /// The row as an index.
+    /// Returns the row as an index.
     pub fn row(self) -> usize {
         self.0 as usize
     }
 
-    /// Reads a row from a tensor's number; `None` where it is negative or too large.
+    /// Converts a row from a tensor's number; `None` if it is negative or too large.
     pub fn from_index(value: i64) -> Option<Self> {
         u32::try_from(value).ok().map(Self)
     }
 
-    /// The row as a tensor's number.
+    /// Converts the row for a tensor.
     pub fn to_index(self) -> i64 {
         i64::from(self.0)
     }
 }
 
-/// An image's index within a global batch, in the order of the epoch.
+/// Index of an image within a global batch, in the order of the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchIndex(pub u32);
 
 impl BatchIndex {
-    /// The number as an index into the batch.
+    /// Returns the index into the batch.
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// What one rank of several does of something that all share: a global batch, a split, the bank.
+/// Share of one rank in something that all ranks divide: a global batch, a split, the bank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankShare {
-    /// The rank, from 0.
+    /// Rank, from 0.
     pub rank: usize,
-    /// The number of ranks.
+    /// Number of ranks.
     pub ranks: usize,
 }
 
 impl RankShare {
-    /// All, by one rank.
+    /// Everything, for a single rank.
     pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
 
-    /// The rank's range of `0..len`.
+    /// Returns the rank's range of `0..len`.
     pub fn of(self, len: usize) -> Range<usize> {
         even_range(len, self.rank, self.ranks)
     }
 }
 
-/// Range `number` of `count` ranges of `0..len` that differ in length by one at most.
+/// Returns range `number` of `count` ranges of `0..len` whose lengths differ by at most one.
 pub fn even_range(len: usize, number: usize, count: usize) -> Range<usize> {
     len * number / count..len * (number + 1) / count
 }
 
-/// The position of a class in the dataset's sorted list of class names.
+/// Index of a class in the dataset's sorted list of class names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ClassId(pub u16);
 
 impl ClassId {
-    /// The value that a dataset stores for an image without a label.
+    /// Stored value for an image without a label.
     pub const UNLABELLED: i64 = -1;
 
-    /// The class as an index into the list of class names.
+    /// Returns the index into the list of class names.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 
-    /// Reads a label as a file holds it: `Some(None)` for an unlabelled image, `None` for any
-    /// other value.
+    /// Converts a label from a file: `Some(None)` for an unlabelled image, `None` for an invalid value.
     pub fn from_stored(value: i64) -> Option<Option<Self>> {
         if value == Self::UNLABELLED {
             return Some(None);
@@ -120,7 +118,7 @@ impl ClassId {
         u16::try_from(value).ok().map(|class| Some(Self(class)))
     }
 
-    /// A label as a dataset stores it.
+    /// Converts a label for a dataset.
     pub fn to_stored(label: Option<Self>) -> i64 {
         label.map_or(Self::UNLABELLED, |class| i64::from(class.0))
     }

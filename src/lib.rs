@@ -1,9 +1,9 @@
 //! Instance discrimination as a dataset-streaming batch system.
 //!
-//! The method is Wu et al., CVPR 2018 ("Unsupervised Feature Learning via Non-Parametric Instance
-//! Discrimination"): every image is its own class, a memory bank keeps one unit vector for each, and the
-//! learned space is evaluated by a weighted k-nearest-neighbour vote. Four jobs carry it, and each reads one published
-//! format and writes the next:
+//! The method is that of Wu et al., CVPR 2018 ("Unsupervised Feature Learning via Non-Parametric Instance
+//! Discrimination"): every image is its own class, a memory bank keeps one unit vector for each, and a
+//! weighted k-nearest-neighbour vote evaluates the learned space. Four jobs implement it; each reads one
+//! published format and writes the next:
 //!
 //! | job | reads | writes | module |
 //! |---|---|---|---|
@@ -12,7 +12,7 @@
 //! | `embed` | a dataset, a checkpoint | a feature table (Arrow) | [`eval`], [`feature_table`] |
 //! | `knn` | feature tables | a report, and a page of neighbours | [`eval`], [`search`], [`page`] |
 //!
-//! docs/architecture.md has the layers and what may import what.
+//! docs/architecture.md describes the layers and their allowed imports.
 //!
 //! # A dataset
 //!
@@ -38,9 +38,9 @@
 //! # }
 //! ```
 //!
-//! # Its batches
+//! # Batches of a dataset
 //!
-//! The pixels are a function of the seed, the epoch and the instance; threads and machines change nothing.
+//! The pixels depend only on seed, epoch and instance, not on threads or machines.
 //!
 //! ```
 //! use instdisc::augment::Recipe;
@@ -71,9 +71,9 @@
 //! # }
 //! ```
 //!
-//! # The score of features
+//! # Scoring features
 //!
-//! Any two tables of vectors will do: a checkpoint's bank and embedded queries, or tables that others made.
+//! Any two tables of vectors work: a checkpoint's bank and embedded queries, or tables of other programs.
 //!
 //! ```
 //! use instdisc::eval::{KnnOptions, evaluate};

@@ -1,4 +1,4 @@
-//! The command `instdisc`; see `instdisc --help`. It is not linked to libtorch.
+//! Command `instdisc`; see `instdisc --help`. It is not linked to libtorch.
 
 use std::process::ExitCode;
 

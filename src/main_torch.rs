@@ -1,4 +1,4 @@
-//! The command `instdisc-torch`, which `instdisc` runs for what needs libtorch.
+//! Command `instdisc-torch`, which `instdisc` executes for commands that need libtorch.
 
 use std::process::ExitCode;
 

@@ -1,22 +1,22 @@
-//! How a long job reports its progress, whatever shows it.
+//! Progress reports of long jobs, independent of their display.
 
-/// Listens to a job; the shell shows it, tests and libraries pass [`Quiet`].
+/// Listener to a job's progress; the shell displays it, tests and libraries pass [`Quiet`].
 pub trait Progress: Sync {
-    /// A stage of `total` items begins.
+    /// Begins a stage of `total` items.
     fn begin(&self, _stage: &str, _total: u64) {}
-    /// `items` more are done; may be called from any thread.
+    /// Counts `items` more as done; may be called from any thread.
     fn advance(&self, _items: u64) {}
-    /// The stage is over.
+    /// Ends the stage.
     fn finish(&self) {}
-    /// Whether the job should stop; a job that checks ends early, with an error.
+    /// Returns whether the job should stop; a job that checks this ends early, with an error.
     fn is_stopped(&self) -> bool {
         false
     }
-    /// Something that the user should know before the work begins.
+    /// Shows a note for the user before the work begins.
     fn note(&self, _line: &str) {}
 }
 
-/// Shows nothing.
+/// Listener that shows nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Quiet;
 

@@ -1,59 +1,59 @@
-//! Random numbers that are a function of (seed, purpose, and two counters), and of nothing else.
+//! Random numbers that depend only on (seed, purpose, and two counters).
 //!
-//! No generator is shared or carried along. Code that needs numbers derives a [`Stream`] on the spot, so the numbers
-//! do not depend on threads, ranks, prefetch or resume. The streams are ChaCha8. The conversions below are our own, so
-//! no update of a library changes a run.
+//! No generator is shared or passed along. Code that needs numbers derives a [`Stream`] on the spot, so the
+//! numbers do not depend on threads, ranks, prefetch or resume. The streams are ChaCha8. The conversions
+//! below are our own, so no library update changes a run.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// What a stream of random numbers is for. The discriminant is part of every stream's key: never reuse one.
+/// Purpose of a stream of random numbers. The discriminant is part of every stream's key: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
-    /// The order of a dataset's rows over its shards.
+    /// Order of a dataset's rows over its shards.
     ShardOrder = 1,
-    /// The order of an epoch; counter: epoch.
+    /// Order of an epoch; counter: epoch.
     EpochOrder = 2,
-    /// An image's augmentation; counters: epoch, instance.
+    /// Augmentation of an image; counters: epoch, instance.
     Augmentation = 3,
-    /// The initial rows of the memory bank; counter: block of rows.
+    /// Initial rows of the memory bank; counter: block of rows.
     BankInit = 4,
-    /// The noise samples of the objective; counters: step, block of rows.
+    /// Noise samples of the objective; counters: step, block of rows.
     Negatives = 5,
-    /// The initial weights of the encoder; counter: parameter.
+    /// Initial weights of the encoder; counter: parameter.
     WeightInit = 6,
-    /// The synthetic image set; counters: class, image.
+    /// Synthetic image set; counters: class, image.
     Synth = 7,
-    /// The sample of a split that `--limit` takes; counter: its size.
+    /// Sample of a split for `--limit`; counter: size.
     Sample = 9,
-    /// What a test draws; counters: free.
+    /// Random numbers of tests; counters: free.
     Test = 8,
-    /// Which labels a probe or a fine-tuning may see; counter: instance.
+    /// Selection of labels for a probe or a fine-tuning; counter: instance.
     LabelSubset = 10,
-    /// The order in which a probe sees its rows; counter: epoch.
+    /// Order of a probe's rows; counter: epoch.
     ProbeOrder = 11,
-    /// Which examples the page shows; counter: query.
+    /// Selection of the page's examples; counter: query.
     Examples = 12,
-    /// Which points the page's map shows.
+    /// Selection of points for the page's map.
     MapSample = 13,
-    /// The start of the map's principal components.
+    /// Start of the map's principal components.
     MapAxes = 14,
-    /// Which rows TensorBoard's projector shows.
+    /// Selection of rows for TensorBoard's projector.
     ProjectorSample = 15,
-    /// Which rows of the bank an epoch's statistics look at; counter: step.
+    /// Selection of bank rows for an epoch's statistics; counter: step.
     BankHealth = 16,
-    /// The images on which the weights of a checkpoint are tried.
+    /// Images that test the weights of a checkpoint.
     Soundness = 17,
-    /// The images of a benchmark of steps; counter: batch.
+    /// Images of the step benchmark; counter: batch.
     BenchPixels = 18,
-    /// The queries of a benchmark of objectives.
+    /// Queries of the objective benchmark.
     BenchQueries = 19,
-    /// The vectors of a benchmark of searches; counters: table, row.
+    /// Vectors of the search benchmark; counters: table, row.
     SyntheticTable = 20,
 }
 
-/// The finaliser of SplitMix64: every input bit reaches every output bit.
+/// Computes the finaliser of SplitMix64: every input bit affects every output bit.
 ///
 /// # Source
 /// Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
@@ -63,15 +63,15 @@ pub fn split_mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// The factors of [`split_mix`].
+/// Factors of [`split_mix`].
 pub const SPLIT_MIX: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
 
-/// A stream of random numbers.
+/// Stream of random numbers.
 #[derive(Clone, Debug)]
 pub struct Stream(ChaCha8Rng);
 
 impl Stream {
-    /// The stream of (seed, purpose, first, second); equal arguments give equal streams, for ever.
+    /// Creates the stream of (seed, purpose, first, second); equal arguments give equal streams in every version.
     pub fn new(seed: u64, purpose: Purpose, first: u64, second: u64) -> Self {
         let mut key = [0; 32];
         for (part, value) in key.chunks_exact_mut(8).zip([seed, purpose as u64, first, second]) {
@@ -80,12 +80,12 @@ impl Stream {
         Self(ChaCha8Rng::from_seed(key))
     }
 
-    /// 64 random bits.
+    /// Draws 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.0.next_u64()
     }
 
-    /// A number in `0..bound`, each equally likely (Lemire's method, without bias).
+    /// Draws a number in `0..bound`, each equally likely (Lemire's method, without bias).
     ///
     /// # Panics
     /// If `bound` is 0.
@@ -100,28 +100,28 @@ impl Stream {
         }
     }
 
-    /// A number in `[0, 1)` with 53 random bits.
+    /// Draws a number in `[0, 1)` with 53 random bits.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
     }
 
-    /// A number in `[low, high)`.
+    /// Draws a number in `[low, high)`.
     pub fn range(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.unit()
     }
 
-    /// True with the given probability.
+    /// Returns true with the given probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.unit() < probability
     }
 
-    /// A normally distributed number with mean 0 and variance 1 (Box–Muller).
+    /// Draws a normally distributed number with mean 0 and variance 1 (Box–Muller).
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
-    /// Puts the items into a uniformly random order (Fisher–Yates).
+    /// Shuffles the items into a uniformly random order (Fisher–Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             let other = self.below(last as u64 + 1) as usize;
@@ -149,7 +149,7 @@ mod tests {
         }
     }
 
-    /// The numbers of a run must not change with a library: these were printed by this very code.
+    /// A library must not change the numbers of a run; these were printed by this code.
     #[test]
     fn streams_stay_what_they_are() {
         let mut stream = Stream::new(7, Purpose::Negatives, 11, 13);
@@ -164,7 +164,7 @@ mod tests {
         for _ in 0..70_000 {
             counts[stream.below(7) as usize] += 1;
         }
-        // Standard deviation of a count is 93; five of them.
+        // The standard deviation of a count is 93; allow five.
         assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 465), "{counts:?}");
     }
 

@@ -1,8 +1,8 @@
 //! Kernels compiled for the processor that they run on.
 //!
-//! A [`Kernel`] is plain code. [`SimdLevel::run`] calls the version of it that the compiler made for that level.
-//! Kernels use integers or unfused floats, so all versions give equal results. Code written with intrinsics takes a
-//! [`V3`], [`Vnni`] or [`Amx`], which exist only where the processor was asked.
+//! A [`Kernel`] is plain code. [`SimdLevel::run`] calls the version that the compiler made for that level.
+//! Kernels use integers or unfused floats, so all versions give equal results. Code with intrinsics takes a
+//! [`V3`], [`Vnni`] or [`Amx`], which exist only after the processor was checked.
 #![expect(unsafe_code, reason = "calling a function compiled for detected instructions")]
 
 #[cfg(target_arch = "x86_64")]
@@ -19,39 +19,39 @@ use std::sync::OnceLock;
 
 use bytemuck::{Pod, Zeroable};
 
-/// A computation. `run` and all that it calls are `#[inline(always)]`, or the compiler keeps them out of the wider
-/// versions.
+/// Computation. `run` and all functions that it calls must be `#[inline(always)]`, or the compiler excludes
+/// them from the wider versions.
 pub trait Kernel {
-    /// What it computes.
+    /// Result of the computation.
     type Output;
 
-    /// Computes it.
+    /// Runs the computation.
     fn run(self) -> Self::Output;
 }
 
-/// The instructions that code may use.
+/// Processor instructions that code may use.
 #[derive(Clone, Copy, Debug)]
 pub enum SimdLevel {
-    /// Those of every processor of the target.
+    /// Instructions of every processor of the target.
     Portable,
-    /// Those of x86-64-v3.
+    /// Instructions of x86-64-v3.
     #[cfg(target_arch = "x86_64")]
     V3(V3),
     /// AVX-512 with byte products.
     #[cfg(target_arch = "x86_64")]
     Vnni(Vnni),
-    /// The same, and tiles of bytes.
+    /// AVX-512 with byte products, and byte tiles.
     #[cfg(target_arch = "x86_64")]
     Amx(Amx),
 }
 
 impl SimdLevel {
-    /// The best level of this processor.
+    /// Returns the best level of this processor.
     pub fn best() -> Self {
         Self::available().pop().unwrap_or(Self::Portable)
     }
 
-    /// The level for short work, that AVX-512 would not speed up: x86-64-v3 where the processor has it.
+    /// Returns the level for short work, which AVX-512 would not speed up: x86-64-v3 if the processor has it.
     #[inline]
     pub fn short() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -61,7 +61,7 @@ impl SimdLevel {
         Self::Portable
     }
 
-    /// The level for long loops over bytes: AVX-512 where the processor has it.
+    /// Returns the level for long loops over bytes: AVX-512 if the processor has it.
     #[inline]
     pub fn long() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -71,7 +71,7 @@ impl SimdLevel {
         Self::short()
     }
 
-    /// All levels of this processor, the best last.
+    /// Returns all levels of this processor, the best last.
     pub fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         {
@@ -102,14 +102,14 @@ pub fn run<K: Kernel>(kernel: K) -> K::Output {
     SimdLevel::short().run(kernel)
 }
 
-/// This processor has x86-64-v3: AVX2, FMA, BMI1, BMI2 and LZCNT.
+/// Proof that this processor has x86-64-v3: AVX2, FMA, BMI1, BMI2 and LZCNT.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub struct V3(());
 
 #[cfg(target_arch = "x86_64")]
 impl V3 {
-    /// `None` where the processor lacks an instruction.
+    /// Checks the processor; `None` if it lacks an instruction.
     #[inline]
     pub fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx2")
@@ -127,19 +127,19 @@ impl V3 {
         fn run<K: Kernel>(kernel: K) -> K::Output {
             kernel.run()
         }
-        // SAFETY: the value says that the processor has the instructions.
+        // SAFETY: the value proves that the processor has the instructions.
         unsafe { run(kernel) }
     }
 }
 
-/// This processor has AVX-512 F, BW, DQ, VL and VNNI, and with them AVX2 and FMA.
+/// Proof that this processor has AVX-512 F, BW, DQ, VL and VNNI, and with them AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub struct Vnni(());
 
 #[cfg(target_arch = "x86_64")]
 impl Vnni {
-    /// `None` where the processor lacks an instruction.
+    /// Checks the processor; `None` if it lacks an instruction.
     #[inline]
     pub fn detect() -> Option<Self> {
         let has = V3::detect().is_some()
@@ -158,23 +158,23 @@ impl Vnni {
         fn run<K: Kernel>(kernel: K) -> K::Output {
             kernel.run()
         }
-        // SAFETY: the value says that the processor has the instructions.
+        // SAFETY: the value proves that the processor has the instructions.
         unsafe { run(kernel) }
     }
 }
 
-/// This processor has AMX for bytes, the kernel lets this process use it, and it has what [`Vnni`] says.
+/// Proof that this processor has byte AMX and the instructions of [`Vnni`], and that the kernel allows AMX.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub struct Amx {
-    /// What every such processor has as well.
+    /// Instructions that every processor with AMX also has.
     pub vnni: Vnni,
 }
 
 #[cfg(target_arch = "x86_64")]
 impl Amx {
-    /// `None` where the processor lacks an instruction, or the kernel refuses. Asks for the kernel's permission, which
-    /// then holds for the whole process.
+    /// Checks the processor, and asks for the kernel's permission, which then holds for the whole process.
+    /// `None` if an instruction is missing or the kernel refuses.
     pub fn detect() -> Option<Self> {
         static IS_USABLE: OnceLock<bool> = OnceLock::new();
         let vnni = Vnni::detect()?;
@@ -182,7 +182,7 @@ impl Amx {
     }
 }
 
-/// The bits of AMX-TILE and AMX-INT8 (Intel's manual, CPUID, leaf 7).
+/// Checks the bits of AMX-TILE and AMX-INT8 (Intel's manual, CPUID, leaf 7).
 #[cfg(target_arch = "x86_64")]
 fn has_byte_tiles() -> bool {
     const TILE_AND_INT8: u32 = 0b11 << 24;
@@ -192,12 +192,12 @@ fn has_byte_tiles() -> bool {
     leaves >= 7 && features & TILE_AND_INT8 == TILE_AND_INT8
 }
 
-/// Asks Linux for the registers of tiles, which it gives on request only (its `Documentation/arch/x86/xstate.rst`).
+/// Requests tile registers from Linux, which grants them only on request (`Documentation/arch/x86/xstate.rst`).
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn may_use_tiles() -> bool {
     const REQUEST_PERMISSION: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;
-    // SAFETY: the call takes two numbers and changes what this process may use, nothing else.
+    // SAFETY: the call takes two numbers and only changes which registers this process may use.
     unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
 }
 
@@ -206,15 +206,15 @@ fn may_use_tiles() -> bool {
     false
 }
 
-/// Bytes that begin at a cache line, as loads of 64 bytes at a time want them: where they do not, each reads two lines.
+/// Bytes aligned to a cache line, as a misaligned load of 64 bytes reads two lines.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Line(pub [u8; Self::BYTES]);
 
 impl Line {
-    /// Bytes of a line.
+    /// Number of bytes in a line.
     pub const BYTES: usize = 64;
-    /// A line of zeros.
+    /// Line of zeros.
     pub const ZERO: Self = Self([0; Self::BYTES]);
 }
 
@@ -223,22 +223,22 @@ unsafe impl Zeroable for Line {}
 // SAFETY: an array of bytes without padding: the alignment is its size.
 unsafe impl Pod for Line {}
 
-/// Asks for memory that is read soon, where the target can.
+/// Prefetches memory that is read soon, if the target can.
 #[inline]
 pub fn prefetch(values: &[f32]) {
-    /// Numbers of a cache line.
+    /// Number of f32 in a cache line.
     #[cfg(target_arch = "x86_64")]
     const LINE: usize = 16;
     #[cfg(target_arch = "x86_64")]
     for line in values.chunks(LINE) {
-        // SAFETY: a prefetch reads nothing; every processor of the target has it.
+        // SAFETY: a prefetch does not access memory; every processor of the target has it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = values;
 }
 
-/// Exchanges the rows and columns of a tile.
+/// Transposes a tile.
 #[inline(always)]
 pub fn transposed(rows: [[u16; 8]; 8]) -> [[u16; 8]; 8] {
     #[cfg(target_arch = "x86_64")]
@@ -248,7 +248,7 @@ pub fn transposed(rows: [[u16; 8]; 8]) -> [[u16; 8]; 8] {
     return std::array::from_fn(|row| std::array::from_fn(|column| rows[column][row]));
 }
 
-/// A function that exchanges rows and columns of the tiles in the halves of registers, by these instructions.
+/// Defines a function that transposes the tiles in the halves of registers with these instructions.
 #[cfg(target_arch = "x86_64")]
 macro_rules! transpose {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident, $feature:literal, $register:ty,
@@ -285,10 +285,10 @@ transpose!(
 
 #[cfg(target_arch = "x86_64")]
 transpose!(
-    /// Exchanges rows and columns of the two tiles in the halves of the registers.
+    /// Transposes the two tiles in the halves of the registers.
     ///
     /// # Safety
-    /// The processor has AVX2, as [`V3`] says.
+    /// The processor must have AVX2, as [`V3`] proves.
     pub fn transposed_two, "avx2", __m256i, _mm256_unpacklo_epi16, _mm256_unpackhi_epi16, _mm256_unpacklo_epi32,
     _mm256_unpackhi_epi32, _mm256_unpacklo_epi64, _mm256_unpackhi_epi64
 );

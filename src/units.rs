@@ -1,10 +1,10 @@
-//! Numbers with a meaning, checked once where they enter.
+//! Numbers with a meaning, checked once at input.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A number was outside the range of its unit.
+/// A number is outside the range of its unit.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{name} must be {range}, not {value}")]
 pub struct OutOfRange {
@@ -21,7 +21,7 @@ macro_rules! unit {
         pub struct $name(f64);
 
         impl $name {
-            /// Checks the value.
+            /// Checks a value.
             ///
             /// # Errors
             /// [`OutOfRange`] names the quantity, its range and the value.
@@ -34,7 +34,7 @@ macro_rules! unit {
                 }
             }
 
-            /// The plain number.
+            /// Returns the plain number.
             pub fn get(self) -> f64 {
                 self.0
             }
@@ -72,25 +72,25 @@ macro_rules! unit {
 }
 
 unit!(
-    /// The softmax temperature τ by which similarities are divided; finite and above 0.
+    /// Softmax temperature τ, by which similarities are divided; finite and above 0.
     ///
     /// # Source
     /// Paper, section 3.1; reference option `--nce-t`.
     Temperature, "temperature", "finite and above 0", |value| value > 0.0
 );
 unit!(
-    /// The weight of the OLD row when the bank is updated, in 0..1.
+    /// Weight of the OLD row when the bank is updated, in 0..1.
     ///
     /// # Source
     /// Reference option `--nce-m`. (mmselfsup's `momentum` is the weight of the new feature.)
     BankMomentum, "bank-momentum", "at least 0 and below 1", |value| (0.0..1.0).contains(&value)
 );
 unit!(
-    /// A share of a whole, in 0..=1.
+    /// Fraction of a whole, in 0..=1.
     Fraction, "fraction", "between 0 and 1", |value| (0.0..=1.0).contains(&value)
 );
 
-/// A text as one word of a shell, for commands that are shown.
+/// Quotes a text as one shell word, for commands that are shown.
 pub fn shell_word(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:=,@%+".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
@@ -99,12 +99,12 @@ pub fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// A number of bytes, written as `4096`, `512KiB`, `1.5GB` and the like.
+/// Number of bytes, written as `4096`, `512KiB`, `1.5GB` and the like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "ByteText", into = "u64")]
 pub struct ByteSize(pub u64);
 
-/// What a configuration file may hold for a [`ByteSize`].
+/// Value of a [`ByteSize`] in a configuration file.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ByteText {
@@ -112,7 +112,7 @@ enum ByteText {
     Text(String),
 }
 
-/// Units by their names; a name of two letters counts in thousands.
+/// Units by name; names of two letters are powers of 1000.
 const BYTE_UNITS: [(&str, u64); 10] = [
     ("", 1),
     ("B", 1),
@@ -144,7 +144,7 @@ impl From<ByteSize> for u64 {
 }
 
 impl fmt::Display for ByteSize {
-    /// The largest unit of powers of two in which the number is whole.
+    /// Formats with the largest power-of-two unit that gives a whole number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whole = |(_, bytes): &&(&str, u64)| self.0 > 0 && self.0.is_multiple_of(*bytes);
         match BYTE_UNITS[6..].iter().rev().find(whole) {
@@ -166,7 +166,7 @@ impl std::str::FromStr for ByteSize {
         let (_, bytes) = known.ok_or_else(wrong)?;
         let value: f64 = number.parse().map_err(|_| wrong())?;
         let total = value * *bytes as f64;
-        // Beyond 2^53 not every number of bytes can be written so.
+        // Above 2^53, f64 cannot represent every number of bytes.
         if total.is_finite() && total < (1_u64 << 53) as f64 { Ok(Self(total as u64)) } else { Err(wrong()) }
     }
 }

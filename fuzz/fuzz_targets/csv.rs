@@ -1,4 +1,4 @@
-//! A list of images that somebody else wrote: whatever the bytes are, reading them ends.
+//! Untrusted list of images: reading ends for any bytes.
 
 #![no_main]
 

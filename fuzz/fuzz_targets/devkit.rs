@@ -1,4 +1,4 @@
-//! The development kit's meta.mat that somebody else wrote: whatever the bytes are, reading them ends.
+//! Untrusted meta.mat of the development kit: reading ends for any bytes.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! An image that somebody else wrote: whatever the bytes are, reading them ends.
+//! Untrusted image: reading ends for any bytes.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A manifest that was edited or damaged: whatever the bytes are, reading them ends in a manifest or an error.
+//! Edited or damaged manifest: reading any bytes gives a manifest or an error.
 
 #![no_main]
 

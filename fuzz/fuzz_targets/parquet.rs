@@ -1,4 +1,4 @@
-//! A Parquet file of images that somebody else wrote: whatever the bytes are, reading them ends.
+//! Untrusted Parquet file of images: reading ends for any bytes.
 
 #![no_main]
 

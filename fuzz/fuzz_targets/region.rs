@@ -1,4 +1,4 @@
-//! A crop of an image that somebody else wrote: its pixels are those of the whole image.
+//! Crop of an untrusted image: its pixels are those of the whole image.
 
 #![no_main]
 

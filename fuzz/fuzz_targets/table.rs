@@ -1,5 +1,4 @@
-//! A feature table that somebody else wrote, or that was damaged: whatever the bytes are, reading them ends in a
-//! table or an error.
+//! Untrusted or damaged feature table: reading any bytes gives a table or an error.
 
 #![no_main]
 

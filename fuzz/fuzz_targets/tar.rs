@@ -1,4 +1,4 @@
-//! A tar or a WebDataset shard that somebody else wrote: whatever the bytes are, reading them ends.
+//! Untrusted tar or WebDataset shard: reading ends for any bytes.
 
 #![no_main]
 

@@ -1,39 +1,39 @@
 //! Colour operations on planes of bytes, in place, in one or two passes.
 //!
 //! Each operation is torchvision's on uint8 tensors: the same formulas in f32, clamped and cut to integers after
-//! each step. A few dozen pixels at a time go through all steps up to contrast, which needs the mean of the whole
+//! each step. A few dozen pixels at a time pass through all steps up to contrast, which needs the mean of the whole
 //! image, and then through the rest. f32 operations are not fused, so all machines give the same bytes.
 //!
 //! # Source
-//! torchvision `transforms/v2/functional/_color.py`; hue by the formula of a colour's distance to the three
-//! primaries on the circle, which saves torchvision's way over a saturation and two remainders.
+//! torchvision `transforms/v2/functional/_color.py`. Hue uses the distance of a colour to the three primaries on the
+//! colour circle, which saves torchvision's detour over a saturation and two remainders.
 
 use super::recipe::ColourOperation;
 use crate::simd::{self, SimdLevel};
 
-/// The weights of red, green and blue in grey (ITU-R 601, torchvision's digits).
+/// Weights of red, green and blue in grey (ITU-R 601, torchvision's digits).
 const GREY: [f32; 3] = [0.2989, 0.587, 0.114];
-/// torchvision turns a colour in 0..1 into a byte by the factor 255.999 and cutting.
+/// torchvision converts a colour in 0..1 to a byte by multiplying with 255.999 and cutting.
 const BYTE_TO_BYTE: f32 = 255.999 / 255.0;
-/// Pixels that go through all steps together.
+/// Number of pixels that pass through all steps together.
 const CHUNK: usize = 128;
-/// Added to an integer below it, it leaves the integer in the low bits of the sum.
+/// Number that, added to a smaller integer, leaves the integer in the low bits of the f32 sum.
 const MAGIC: f32 = 8_388_608.0;
 
-/// One of the steps, with what it needs to know.
+/// A step of recolouring, with its parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Step {
     /// One of the four steps of colour jitter.
     Jitter(ColourOperation),
-    /// The colours are taken away.
+    /// Removal of the colours.
     Grayscale,
 }
 
-/// A few pixels: red, green, blue. Loops run over slices of them, whose length the compiler does not know: it
-/// then keeps the loops, and does not spread them over more registers than there are.
+/// A few pixels: red, green, blue. Loops run over slices, whose length the compiler does not know, so it keeps the
+/// loops instead of spreading them over more registers than exist.
 type Pixels = [[f32; CHUNK]; 3];
 
-/// Does the steps on red, green and blue.
+/// Applies the steps to planes of red, green and blue.
 ///
 /// # Shape
 /// `planes: [3, pixels]`
@@ -45,7 +45,7 @@ pub(crate) fn recolour(planes: &mut [u8], steps: &[Step]) {
     let mut rest = steps;
     let mut mean = 0.0;
     while !rest.is_empty() {
-        // The first step may be a contrast, whose mean is known by now; the next one is not.
+        // The first step may be a contrast, whose mean is known by now; the mean of a later one is not.
         let len = rest.iter().skip(1).position(is_contrast).map_or(rest.len(), |at| at + 1);
         let (now, later) = rest.split_at(len);
         if is_contrast(&rest[0]) && rest.len() == steps.len() {
@@ -57,7 +57,7 @@ pub(crate) fn recolour(planes: &mut [u8], steps: &[Step]) {
     }
 }
 
-/// Takes the colours away and leaves the result in the first plane.
+/// Converts to grey, and leaves the result in the first plane.
 ///
 /// # Shape
 /// `planes: [3, pixels]`
@@ -65,7 +65,7 @@ pub(crate) fn to_grey(planes: &mut [u8]) {
     SimdLevel::long().run(ToGrey { planes });
 }
 
-/// Does the steps on a plane whose value red, green and blue share.
+/// Applies the steps to a plane that red, green and blue share.
 pub(crate) fn recolour_grey(plane: &mut [u8], steps: &[Step]) {
     let mut table: [u8; 256] = std::array::from_fn(|value| value as u8);
     for &step in steps {
@@ -93,7 +93,7 @@ fn mean_of(sum: u64, len: usize) -> f32 {
     (sum as f64 / len.max(1) as f64) as f32
 }
 
-/// Does steps on all pixels; gives the mean grey of the result if `sums` is set.
+/// A pass of steps over all pixels; returns the mean grey of the result if `sums` is set.
 struct Pass<'a> {
     planes: &'a mut [u8],
     steps: &'a [Step],
@@ -147,7 +147,7 @@ fn store(values: &[f32; CHUNK], bytes: &mut [u8]) {
     }
 }
 
-/// A whole number from 0 to 255 as a byte.
+/// Converts a whole number from 0 to 255 to a byte.
 #[inline(always)]
 fn to_byte(value: f32) -> u8 {
     (value + MAGIC).to_bits() as u8
@@ -184,7 +184,7 @@ impl simd::Kernel for ToGrey<'_> {
     }
 }
 
-/// Does a step on the first `len` pixels; `mean` is what contrast blends with.
+/// Applies a step to the first `len` pixels; contrast blends with `mean`.
 #[inline(always)]
 fn apply(step: Step, mean: f32, pixels: &mut Pixels, len: usize) {
     let [red, green, blue] = pixels.each_mut().map(|channel| &mut channel[..len]);
@@ -211,7 +211,7 @@ fn blend(channel: &mut [f32], own: f32, other: f32) {
     }
 }
 
-/// To a whole number from 0 to 255.
+/// Clamps to 0..=255 and cuts to a whole number.
 #[inline(always)]
 fn cut(value: f32) -> f32 {
     value.clamp(0.0, 255.0).floor()
@@ -227,7 +227,7 @@ fn saturate(red: &mut [f32], green: &mut [f32], blue: &mut [f32], own: f32, othe
     }
 }
 
-/// Turns the colour circle, which has six units.
+/// Turns the hue by `shift` on a circle of six units.
 #[inline(always)]
 fn turn_hue(red: &mut [f32], green: &mut [f32], blue: &mut [f32], shift: f32) {
     for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
@@ -235,7 +235,7 @@ fn turn_hue(red: &mut [f32], green: &mut [f32], blue: &mut [f32], shift: f32) {
         let most = larger(larger(r, g), b);
         let least = smaller(smaller(r, g), b);
         let chroma = most - least;
-        // Of equal channels red counts before green and green before blue; grey has no hue.
+        // Among equal channels red comes before green, and green before blue; grey has no hue.
         let (difference, start) = if most == g { (b - r, 2.0) } else { (r - g, 4.0) };
         let (difference, start) = if most == r { (g - b, 0.0) } else { (difference, start) };
         let hue = difference / larger(chroma, 1.0) + start + shift;
@@ -251,7 +251,7 @@ fn turn_hue(red: &mut [f32], green: &mut [f32], blue: &mut [f32], shift: f32) {
     }
 }
 
-/// The larger of two numbers; no operand is NaN, and one instruction does it.
+/// Returns the larger of two numbers by one instruction; neither is NaN.
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
@@ -268,7 +268,7 @@ mod tests {
     use crate::rng::{Purpose, Stream};
     use crate::simd::Kernel;
 
-    /// Planes of noise, with some grey and some fully saturated pixels.
+    /// Makes planes of noise, with some grey and some fully saturated pixels.
     fn noise(seed: u64, len: usize) -> Vec<u8> {
         let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
         let mut planes: Vec<u8> = (0..3 * len).map(|_| stream.bits() as u8).collect();

@@ -1,8 +1,8 @@
-//! From an encoded image to the pixels that the encoder sees.
+//! Transforms an encoded image to the pixels that the encoder sees.
 //!
 //! The output is planar: `[3, side, side]` u8, red first, written in place into the batch. Only the pixels under the
-//! crop are decoded, and only their brightness where grayscale comes first; docs/numerics.md compares that with
-//! torchvision's grey.
+//! crop are decoded, and only their luma if grayscale comes first; docs/numerics.md compares that with torchvision's
+//! grey.
 
 mod colour;
 mod recipe;
@@ -18,20 +18,20 @@ use crate::image::{Channels, Encoded, ImageError, Planes, Region, RegionDecoder}
 
 pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
 
-/// What is done to an image for evaluation.
+/// Transform of an image for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EvalTransform {
-    /// The shorter side becomes `resize` pixels, then the centre square of `crop` is cut out.
+    /// Resizes the shorter side to `resize` pixels, then cuts out the centre square of `crop`.
     ResizeCenterCrop {
-        /// The shorter side, in pixels.
+        /// Shorter side after the resize, in pixels.
         resize: u32,
-        /// The side of the square, in pixels; at most `resize`.
+        /// Side of the square, in pixels; at most `resize`.
         crop: u32,
     },
 }
 
 impl EvalTransform {
-    /// The side of the square that comes out, in pixels.
+    /// Returns the side of the square output, in pixels.
     pub fn side(self) -> u32 {
         match self {
             Self::ResizeCenterCrop { crop, .. } => crop,
@@ -43,7 +43,7 @@ thread_local! {
     static RENDERER: RefCell<Renderer> = RefCell::default();
 }
 
-/// Does [`Renderer::augment`] with this thread's renderer.
+/// Runs [`Renderer::augment`] with this thread's renderer.
 ///
 /// # Shape
 /// `out: [3, side, side]`
@@ -79,20 +79,20 @@ pub fn evaluate(encoded: &Encoded, transform: EvalTransform, out: &mut [u8]) -> 
     RENDERER.with_borrow_mut(|renderer| renderer.evaluate(encoded, transform, out))
 }
 
-/// A part of the work on an image.
+/// A stage of the work on an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Reading the header and drawing what is done.
+    /// Reading the header and drawing the augmentation.
     Open,
-    /// From the bytes to the pixels under the crop.
+    /// Decoding the pixels under the crop.
     Decode,
-    /// To the size of the output, and the flip.
+    /// Resizing to the output size, and the flip.
     Resize,
     /// Grayscale and colour jitter.
     Colour,
 }
 
-/// Makes pixels from encoded images; it keeps its buffers from image to image.
+/// Transforms encoded images to pixels; keeps its buffers from image to image.
 #[derive(Debug, Default)]
 pub struct Renderer {
     decoder: RegionDecoder,
@@ -105,8 +105,8 @@ impl Renderer {
         self.resizer.held_bytes()
     }
 
-    /// Crops, resizes, recolours and flips an image by what `draw` gives for its size (columns, rows), and calls `done`
-    /// after each stage.
+    /// Crops, resizes, recolours and flips an image by the result of `draw` for its size (columns, rows), and calls
+    /// `done` after each stage.
     ///
     /// # Shape
     /// `out: [3, side, side]`
@@ -149,7 +149,7 @@ impl Renderer {
             |long: u32, shorter: u32| (u64::from(short) * u64::from(long) / u64::from(shorter)) as u32;
         let (new_width, new_height) =
             if width <= height { (short, longer(height, width)) } else { (longer(width, height), short) };
-        // The longer side of a long thin image becomes millions: only the centre square is made.
+        // The longer side of a long thin image becomes millions of pixels, so only the centre square is computed.
         let side = crop as usize;
         let part = |from: u32, to: u32| {
             let first = (f64::from(to - crop) / 2.0).round_ties_even() as usize;
@@ -183,7 +183,7 @@ fn is_grey_first(augmentation: &Augmentation) -> bool {
     augmentation.grayscale && augmentation.order == Order::GrayscaleFirst
 }
 
-/// To the size of the output; brightness that all channels share goes to the first plane.
+/// Resizes to the output size; luma that all channels share goes into the first plane.
 fn resize(planes: Planes, augmentation: &Augmentation, side: u32, resizer: &mut Resizer, out: &mut [u8]) {
     let side = side as usize;
     let plane = side * side;
@@ -194,7 +194,7 @@ fn resize(planes: Planes, augmentation: &Augmentation, side: u32, resizer: &mut 
     resizer.resize(planes.samples, planes.width, planes.height, target, &mut out[..planes.count * plane]);
 }
 
-/// Everything after the resize.
+/// Runs all steps after the resize.
 fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
     let mut steps: Vec<Step> = augmentation.jitter.iter().copied().map(Step::Jitter).collect();
     if augmentation.grayscale && augmentation.order == Order::JitterFirst {

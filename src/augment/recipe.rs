@@ -1,4 +1,4 @@
-//! What is drawn for an image: the augmentation recipe and one draw from it.
+//! Augmentation recipes, and the augmentations drawn from them.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,37 +6,37 @@ use crate::ids::InstanceId;
 use crate::rng::{Purpose, Stream};
 use crate::run_config::RecipeKind;
 
-/// Tries to find a crop that fits before the centre is taken (torchvision's number).
+/// Number of attempts to find a crop that fits before the centre is used (torchvision's number).
 const CROP_TRIES: usize = 10;
 
 /// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CropBox {
-    /// The first column.
+    /// First column.
     pub left: u32,
-    /// The first row.
+    /// First row.
     pub top: u32,
-    /// Columns.
+    /// Number of columns.
     pub width: u32,
-    /// Rows.
+    /// Number of rows.
     pub height: u32,
 }
 
-/// How strongly colours are jittered; 0 leaves a property alone.
+/// Strength of colour jitter; 0 leaves a property unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JitterStrength {
-    /// The factor is drawn from `max(0, 1 - b) .. 1 + b`.
+    /// Strength `b`: the factor is drawn from `max(0, 1 - b) .. 1 + b`.
     pub brightness: f64,
-    /// Likewise.
+    /// Strength of contrast, drawn like the brightness.
     pub contrast: f64,
-    /// Likewise.
+    /// Strength of saturation, drawn like the brightness.
     pub saturation: f64,
-    /// The shift is drawn from `-h .. h`, as a share of the whole colour circle; at most 0.5.
+    /// Strength `h`: the shift is drawn from `-h .. h`, as a share of the whole colour circle; at most 0.5.
     pub hue: f64,
 }
 
-/// In which order the steps after the crop are done.
+/// Order of the steps after the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -50,44 +50,44 @@ pub enum Order {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// The side of the square that comes out, in pixels.
+    /// Side of the square output, in pixels.
     pub image_size: u32,
-    /// The crop's share of the image's area, from and to.
+    /// Range of the crop's share of the image's area.
     pub crop_scale: (f64, f64),
-    /// The crop's width over its height, from and to; drawn uniformly in its logarithm.
+    /// Range of the crop's width over its height; drawn uniformly in its logarithm.
     pub crop_ratio: (f64, f64),
-    /// The probability of grayscale.
+    /// Probability of grayscale.
     pub grayscale: f64,
-    /// How strongly colours are jittered.
+    /// Strength of colour jitter.
     pub jitter: JitterStrength,
-    /// The probability of a horizontal flip.
+    /// Probability of a horizontal flip.
     pub flip: f64,
-    /// The order of the steps.
+    /// Order of the steps.
     pub order: Order,
 }
 
-/// One of the four steps of colour jitter, with what was drawn for it.
+/// One of the four steps of colour jitter, with its drawn factor or shift.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ColourOperation {
     /// Blends with black.
     Brightness(f64),
-    /// Blends with the mean grey.
+    /// Blends with the mean grey of the image.
     Contrast(f64),
-    /// Blends with the image's own grey.
+    /// Blends each pixel with its grey.
     Saturation(f64),
     /// Turns the colour circle.
     Hue(f64),
 }
 
-/// What was drawn for one image in one epoch.
+/// Augmentation drawn for one image in one epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Augmentation {
-    /// The part that is cut out and resized.
+    /// Rectangle that is cut out and resized.
     pub crop: CropBox,
-    /// Whether colours are taken away.
+    /// Whether the image is converted to grey.
     pub grayscale: bool,
-    /// The steps of colour jitter in the order in which they are done.
+    /// Steps of colour jitter, in the order in which they are applied.
     pub jitter: Vec<ColourOperation>,
     /// Whether left and right are exchanged.
     pub flip: bool,
@@ -98,7 +98,7 @@ pub struct Augmentation {
 const JITTER: JitterStrength = JitterStrength { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.4 };
 
 impl Recipe {
-    /// The recipe of this name, for images of this size.
+    /// Returns the recipe of this kind, for images of `image_size` pixels.
     pub fn new(kind: RecipeKind, image_size: u32) -> Self {
         match kind {
             RecipeKind::Imagenet => Self::imagenet(image_size),
@@ -106,7 +106,7 @@ impl Recipe {
         }
     }
 
-    /// Crop, grayscale, jitter, flip.
+    /// Returns the ImageNet recipe: crop, grayscale, jitter, flip.
     ///
     /// # Source
     /// Reference `main.py`.
@@ -122,7 +122,7 @@ impl Recipe {
         }
     }
 
-    /// Crop, jitter, grayscale, no flip.
+    /// Returns the CIFAR recipe: crop, jitter, grayscale, no flip.
     ///
     /// # Source
     /// Reference `cifar.py`.
@@ -141,7 +141,7 @@ impl Recipe {
         }
     }
 
-    /// Draws the augmentation of an instance in an epoch: a function of its arguments and of nothing else.
+    /// Draws the augmentation of an instance in an epoch, a function of the arguments alone.
     pub fn draw_for(&self, seed: u64, epoch: u64, id: InstanceId, width: u32, height: u32) -> Augmentation {
         let mut stream = Stream::new(seed, Purpose::Augmentation, epoch, u64::from(id.0));
         self.draw(&mut stream, width, height)

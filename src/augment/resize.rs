@@ -1,47 +1,47 @@
-//! Resizing planes by an antialiased bilinear filter.
+//! Resizes planes by an antialiased bilinear filter.
 //!
-//! The filter is Pillow's, in its support and weights. Sums are kept with 8 bits below the byte between the two
-//! passes, where Pillow rounds to bytes, so results differ from Pillow's by 1 at most. All arithmetic is on
-//! integers: the same bytes on any machine. Output columns may run backwards, which makes a flip free.
+//! The filter is Pillow's, in its support and weights. Between the two passes, sums keep 8 bits below the byte, where
+//! Pillow rounds to bytes, so results differ from Pillow's by at most 1. All arithmetic is on integers, so every
+//! machine gives the same bytes. Output columns may run backwards, which makes a flip free.
 
 use std::ops::Range;
 
 use crate::simd::{self, transposed};
 
-/// Rows of the output that are made at a time: two wide registers of 16-bit lanes.
+/// Number of output rows computed at a time: two wide registers of 16-bit lanes.
 const BAND: usize = 32;
-/// Columns of the first pass that are summed at a time.
+/// Number of columns of the first pass that are summed at a time.
 const CHUNK: usize = 64;
 
-/// How sums become bytes.
+/// Rounding of sums to bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rounding {
     Nearest,
-    /// Down, as torchvision's grey is cut.
+    /// Down, as torchvision cuts grey.
     Down,
 }
 
 impl Rounding {
-    /// What is added to a sum of `terms`, each cut at its 8th bit below the byte.
+    /// Returns the number added to a sum of `terms` terms, each cut at its 8th bit below the byte.
     fn bias(self, terms: usize) -> u16 {
         let cut = (terms / 2) as u16;
         match self {
             Self::Nearest => 128 + cut,
-            // Of a value without fraction torchvision's grey is one less: its factors sum to 0.9999.
+            // torchvision's grey of a value without fraction is one less, since its factors sum to 0.9999.
             Self::Down => cut.saturating_sub(3),
         }
     }
 }
 
-/// One direction: how many pixels become how many, and which of them are there.
+/// One direction of a resize: its scale, and the ranges of inputs and outputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Axis {
-    /// Pixels of the whole image.
+    /// Number of pixels of the whole image.
     from: usize,
-    /// Pixels that it would become.
+    /// Number of pixels of the whole resized image.
     to: usize,
     outputs: Range<usize>,
-    /// The first pixel of the image that is given.
+    /// First pixel of the image in the input.
     inputs_from: usize,
 }
 
@@ -50,13 +50,13 @@ impl Axis {
         Self { from, to, outputs: 0..to, inputs_from: 0 }
     }
 
-    /// Some of the pixels, made of those that they need and no others.
+    /// Makes an axis that computes some of the pixels, and reads only the inputs that they need.
     pub(crate) fn part(from: usize, to: usize, outputs: Range<usize>) -> Self {
         let axis = Self { inputs_from: 0, ..Self::whole(from, to) };
         Self { inputs_from: axis.first_input(outputs.start), outputs, ..axis }
     }
 
-    /// The pixels of the image that are needed, up to the end of the last output's.
+    /// Returns the range of pixels of the image that are needed, up to the last output's last input.
     pub(crate) fn inputs(&self) -> Range<usize> {
         self.inputs_from..self.first_input(self.outputs.end - 1) + self.terms()
     }
@@ -65,7 +65,7 @@ impl Axis {
         self.from as f64 / self.to as f64
     }
 
-    /// Inputs whose centres are less than this from an output's count.
+    /// Returns the distance from an output's centre below which the centres of inputs count.
     fn reach(&self) -> f64 {
         self.scale().max(1.0)
     }
@@ -81,17 +81,17 @@ impl Axis {
     }
 }
 
-/// The weights of one direction.
+/// Weights of one direction.
 #[derive(Clone, Debug, Default)]
 struct Filter {
-    /// Of each output: the first input.
+    /// By output: its first input.
     firsts: Vec<u32>,
-    /// Terms of each output's sum: as many as the longest has, so that loops are of one length. Weights that an
-    /// output does not need are 0.
+    /// Number of terms in each output's sum: that of the longest sum, so that all loops have one length. Superfluous
+    /// weights are 0.
     terms: usize,
-    /// Fractions of 65,536.
+    /// Weights in units of 1/65,536, `terms` for each output.
     weights: Vec<u16>,
-    /// The weights of one output before they are rounded.
+    /// Weights of one output before they are rounded.
     exact: Vec<f64>,
 }
 
@@ -145,22 +145,22 @@ impl Filter {
 pub(crate) struct Resizer {
     down: Filter,
     across: Filter,
-    /// A band after the first pass, row after row.
+    /// Band after the first pass, row after row.
     rows: Vec<u16>,
-    /// The same, column after column.
+    /// The same band, column after column.
     columns: Vec<[u16; BAND]>,
 }
 
-/// What is made of planes.
+/// Size and form of the resized planes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
     /// Whether left and right are exchanged.
     pub flip: bool,
-    /// How sums become bytes.
+    /// Rounding of sums to bytes.
     pub rounding: Rounding,
 }
 
@@ -196,7 +196,7 @@ impl Resizer {
         self.resize_part(source, (&across, &down), target, out);
     }
 
-    /// Makes some columns and rows of the resized planes, of those that they need.
+    /// Computes some columns and rows of the resized planes from the inputs that they need.
     ///
     /// # Shape
     /// `source: [planes, down.inputs(), across.inputs()]`, `out: [planes, target.height, target.width]`
@@ -250,7 +250,7 @@ impl simd::Kernel for Plane<'_> {
     }
 }
 
-/// The weighted sum of rows, with 8 bits below the byte.
+/// Sums weighted rows, with 8 bits below the byte.
 #[inline(always)]
 fn sum_rows(source: &[u8], width: usize, weights: &[u16], out: &mut [u16]) {
     let bias = (weights.len() / 2) as u16;
@@ -275,13 +275,13 @@ fn sum_rows(source: &[u8], width: usize, weights: &[u16], out: &mut [u16]) {
     }
 }
 
-/// The high half of a product: one instruction for many lanes.
+/// Returns the high half of a product: one instruction for many lanes.
 #[inline(always)]
 fn product(value: u16, weight: u16) -> u16 {
     ((u32::from(value) * u32::from(weight)) >> 16) as u16
 }
 
-/// Turns the rows of a band into columns.
+/// Transposes the rows of a band to columns.
 #[inline(always)]
 fn turn(rows: &[u16], pitch: usize, columns: &mut [[u16; BAND]]) {
     for (block, columns) in columns.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -297,7 +297,7 @@ fn turn(rows: &[u16], pitch: usize, columns: &mut [[u16; BAND]]) {
     }
 }
 
-/// The weighted sums of columns, as bytes in rows.
+/// Sums weighted columns, and writes the sums as bytes in rows.
 #[inline(always)]
 fn sum_columns(columns: &[[u16; BAND]], across: &Filter, target: Target, out: &mut [u8]) {
     let lines = out.len() / target.width;
@@ -334,7 +334,7 @@ fn sum_columns(columns: &[[u16; BAND]], across: &Filter, target: Target, out: &m
 mod x86 {
     //! The passes of a resize, 16 lanes at a time, for processors with AVX2.
     //!
-    //! The same sums of the same products as in the portable code, so the same bytes.
+    //! The sums of products equal those of the portable code, so the bytes do, too.
     #![expect(unsafe_code, reason = "calling functions compiled for AVX2 after the processor was asked")]
 
     use std::arch::asm;
@@ -347,15 +347,15 @@ mod x86 {
     use super::{BAND, Filter, Target};
     use crate::simd::{V3, transposed_two};
 
-    /// Columns of the first pass that are summed at a time; a narrower source is left to the portable code.
+    /// Number of columns of the first pass that are summed at a time; the portable code handles a narrower source.
     const CHUNK: usize = 32;
 
-    /// `None` where [`resize_plane`] cannot resize planes of this width.
+    /// Returns the processor's level; `None` if [`resize_plane`] cannot resize planes of this width.
     pub(super) fn suits(width: usize, target: Target) -> Option<V3> {
         if width >= CHUNK && target.width >= 8 { V3::detect() } else { None }
     }
 
-    /// What the portable `Plane` computes.
+    /// Computes the same as the portable `Plane`.
     ///
     /// # Panics
     /// If the width does not suit.
@@ -369,7 +369,7 @@ mod x86 {
         out: &mut [u8],
     ) {
         assert!(width >= CHUNK && target.width >= 8, "the caller has asked");
-        // SAFETY: the value says that the processor has AVX2.
+        // SAFETY: a `V3` value proves that the processor has AVX2.
         unsafe { bands((down, across), rows, columns, (source, width), target, out) }
     }
 
@@ -411,7 +411,7 @@ mod x86 {
         }
     }
 
-    /// Adds weighted rows to `bias`, or to what there is.
+    /// Adds weighted rows to `bias`, or to the sums in `out`.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn add_rows<const N: usize>(
@@ -424,7 +424,7 @@ mod x86 {
         let rows: [&[u8]; N] = std::array::from_fn(|row| &source[row * width..][..width]);
         let weights = weights.map(|weight| _mm256_set1_epi16(weight as i16));
         let fresh = [_mm256_set1_epi16(bias.unwrap_or(0) as i16); 2];
-        // Interleaving with zeros makes high bytes of the values, in another order of the columns than the row has.
+        // Interleaving with zeros makes the values high bytes, in another order of columns than the row's.
         let halves = |low, high| {
             [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)]
         };
@@ -445,7 +445,7 @@ mod x86 {
             }
             bytemuck::cast(halves(sums[0], sums[1]))
         };
-        // The last chunk overlaps the one before it where the width is no multiple: so it comes first.
+        // The last chunk overlaps the one before it if the width is not a multiple, so it is computed first.
         let tail = rows.map(|row| row.last_chunk().expect("a row holds a chunk"));
         let before = out.last_chunk().expect("a row holds a chunk");
         let last = sum(before, tail);
@@ -457,13 +457,13 @@ mod x86 {
         *out.last_chunk_mut().expect("a row holds a chunk") = last;
     }
 
-    /// `_mm256_mulhi_epu16`, which LLVM takes apart where a factor stays the same in a loop: it widens that
+    /// Computes `_mm256_mulhi_epu16`. Where a factor is constant in a loop, LLVM splits that intrinsic: it widens this
     /// factor before the loop, and then all others in it.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn high_product(values: __m256i, factor: __m256i) -> __m256i {
         let product;
-        // SAFETY: the instruction is AVX2's and reads and writes registers alone.
+        // SAFETY: the instruction belongs to AVX2, and reads and writes only registers.
         unsafe {
             asm!("vpmulhuw {}, {}, {}", out(ymm_reg) product, in(ymm_reg) values, in(ymm_reg) factor,
                 options(pure, nomem, nostack, preserves_flags));
@@ -471,7 +471,7 @@ mod x86 {
         product
     }
 
-    /// Turns the rows of a band into columns.
+    /// Transposes the rows of a band to columns.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn turn(rows: &[u16], pitch: usize, columns: &mut [[u16; BAND]]) {
@@ -506,7 +506,7 @@ mod x86 {
         }
     }
 
-    /// The weighted sums of columns, as bytes in rows; `N` terms each, or any number if it is 0.
+    /// Sums weighted columns to bytes in rows; a sum has `N` terms, or any number if `N` is 0.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn sum_columns_of<const N: usize>(
@@ -560,7 +560,7 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     fn put_rows(sums: [__m256i; 8], width: usize, start: usize, out: &mut [u8]) {
         let tiles = transposed_two(sums.map(|sum| _mm256_srli_epi16::<8>(sum)));
-        // Of each half: eight bytes of one row, then eight of the row four below.
+        // Each half has eight bytes of one row, then eight of the row four below.
         let packed: [[[u8; 8]; 4]; 4] =
             std::array::from_fn(|row| bytemuck::cast(_mm256_packus_epi16(tiles[row], tiles[row + 4])));
         for (line, row) in out.chunks_exact_mut(width).enumerate() {
@@ -589,7 +589,7 @@ mod tests {
         out
     }
 
-    /// The same by the code that every processor can run.
+    /// Resizes by the code that every processor can run.
     fn portable(source: &[u8], width: usize, height: usize, target: Target) -> Vec<u8> {
         let mut resizer = Resizer::default();
         let mut out = vec![0; target.width * target.height];
@@ -598,7 +598,7 @@ mod tests {
         out
     }
 
-    /// Sizes of sources and targets, below and above every width that some code handles at a time.
+    /// Sizes of sources and targets (width, height, width, height), below and above every block size of the code.
     const SIZES: [(usize, usize, usize, usize); 9] = [
         (1, 1, 3, 5),
         (7, 40, 224, 224),
@@ -653,7 +653,7 @@ mod tests {
         }
     }
 
-    /// Pillow's filter in f64, without a rounding in between.
+    /// Computes Pillow's filter in f64, without intermediate rounding.
     fn oracle(source: &[u8], width: usize, height: usize, target: Target) -> Vec<f64> {
         let weights = |from: usize, to: usize, at: usize| -> Vec<f64> {
             let scale = from as f64 / to as f64;

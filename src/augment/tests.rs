@@ -24,7 +24,7 @@ fn crops_lie_inside_the_image_and_keep_to_their_area() {
     }
 }
 
-/// Pixels of torchvision, from the script beside the file.
+/// Reads torchvision's pixels, written by the script beside the file.
 fn golden() -> Value {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augment.json"));
     serde_json::from_str(text).expect("the golden file")
@@ -34,13 +34,13 @@ fn bytes(value: &Value) -> Vec<u8> {
     STANDARD.decode(value.as_str().expect("a text")).expect("base64")
 }
 
-/// Planar to interleaved.
+/// Converts planar pixels to interleaved ones.
 fn interleaved(planes: &[u8]) -> Vec<u8> {
     let plane = planes.len() / 3;
     (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect()
 }
 
-/// The source as a file without loss.
+/// Encodes the source without loss.
 fn image(golden: &Value) -> Vec<u8> {
     let side = |name: &str| golden[name].as_u64().expect("a number") as u32;
     let rgb = interleaved(&bytes(&golden["source"]));
@@ -183,7 +183,7 @@ fn of_a_long_thin_image_only_the_centre_is_made() {
             renderer.evaluate(&opened(&file), transform, &mut pixels).expect("a good image");
             assert!(renderer.held_bytes() < 1 << 20, "{}", renderer.held_bytes());
         }
-        // Of 12,000 pixels that become 3,072,000 the centre's 224 are between two.
+        // 12,000 pixels become 3,072,000, so the 224 in the centre are interpolated between two.
         let lossless = encode_png(&image).expect("encoded");
         evaluate(&opened(&lossless), transform, &mut pixels).expect("a good image");
         let between = |channel: usize| [5999, 6000].map(|at| image.rgb[3 * at + channel]);

@@ -1,8 +1,8 @@
-//! The memory bank: one unit vector for each image.
+//! Memory bank: one unit vector for each image.
 //!
-//! Row `i` is the running feature of the image at `BankRow(i)`. Rows move only through [`MemoryBank::update_rows`],
-//! which the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
-//! the bank. The bank knows nothing of files: it turns into a feature table and back.
+//! Row `i` is the running feature of the image at `BankRow(i)`. Only [`MemoryBank::update_rows`], which the
+//! training loop calls, changes rows: evaluating an objective never writes them, and no autograd graph passes
+//! through the bank. The bank does not access files; it converts to and from a feature table.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -15,15 +15,15 @@ use crate::rng::{Purpose, Stream};
 use crate::run_config::{BankDtype, BankInit, TrainConfig};
 use crate::units::BankMomentum;
 
-/// A sum of old row and new feature shorter than this cannot be normalised.
+/// Length below which the sum of old row and new feature cannot be normalised.
 const SHORTEST_SUM: f64 = 1e-6;
-/// Blocks that are drawn at a time: enough for every core, and a small part of a large bank.
+/// Blocks drawn at a time: enough for every core, and a small part of a large bank.
 const BLOCKS_AT_ONCE: u64 = 16;
 
-/// One unit vector for each image, or for a run of them: several processes own some each.
+/// One unit vector for each image, or for a contiguous range of them where several processes share the bank.
 ///
-/// Invariants: every row has unit length (within 1e-5, or what its type can hold); all owners together have as
-/// many rows as the split has instances; rows never take part in autograd.
+/// Invariants: every row has unit length (within 1e-5, or what its type can hold); all owners together have
+/// as many rows as the split has instances; rows never take part in autograd.
 #[derive(Debug)]
 pub struct MemoryBank {
     shard: BankShard,
@@ -31,12 +31,12 @@ pub struct MemoryBank {
     updated_step: Vec<Option<u64>>,
 }
 
-/// What an update saw, as f64 scalars on the bank's device; what several owners saw of a batch adds up.
+/// Statistics of an update, as f64 scalars on the bank's device; those of several owners of a batch add up.
 #[derive(Debug)]
 pub struct UpdateStats {
-    /// The mean cosine of a row before and after.
+    /// Mean cosine between a row before and after.
     pub row_cosine: Tensor,
-    /// The mean squared distance of a feature to its row before.
+    /// Mean squared distance between a feature and its row before the update.
     pub distance: Tensor,
 }
 
@@ -45,27 +45,27 @@ impl MemoryBank {
     /// the length, type and distribution of rows. With [`BankInit::Encode`] they are random until they are written.
     ///
     /// # Source
-    /// Reference `NCEAverage.py`: uniform in ±√(3/dim). There the rows are only approximately of unit length
-    /// until their first update; here they are normalised.
+    /// Reference `NCEAverage.py`: uniform in ±√(3/dim). Rows there have only approximate unit length until
+    /// their first update; here they are normalised.
     pub fn initial(config: &TrainConfig, instances: usize, owned: Range<usize>, device: Device) -> Self {
         let (first_row, updated_step) = (owned.start, vec![None; owned.len()]);
         let rows = random_rows(config, instances, owned, device);
         Self { shard: BankShard { rows, first_row, instances }, updated_step }
     }
 
-    /// A bank of random unit rows in f32.
+    /// Creates a bank of random unit rows in f32.
     pub fn random(instances: usize, dim: usize, seed: u64, device: Device) -> Self {
         let config = TrainConfig { dim, seed, bank_init: BankInit::Uniform, ..TrainConfig::default() };
         Self::initial(&config, instances, 0..instances, device)
     }
 
-    /// A bank with given rows.
+    /// Creates a bank with given rows.
     ///
     /// # Shape
     /// `rows: [instances * dim]`, row after row, each of unit length; `updated_step: [instances]`
     ///
     /// # Panics
-    /// If the lengths do not fit each other.
+    /// If the lengths disagree.
     pub fn from_rows(rows: &[f32], dim: usize, updated_step: Vec<Option<u64>>, device: Device) -> Self {
         let instances = updated_step.len();
         assert_eq!(rows.len(), instances * dim, "one row of {dim} for each instance");
@@ -84,14 +84,14 @@ impl MemoryBank {
         self
     }
 
-    /// The same rows, kept in another type.
+    /// Converts the rows to another number type.
     #[must_use]
     pub fn with_dtype(mut self, dtype: BankDtype) -> Self {
         self.shard.rows = self.shard.rows.to_kind(dtype.kind());
         self
     }
 
-    /// Writes the first rows of some positions, as if no step had written them; those of others are left out.
+    /// Overwrites initial rows, as if no step had written them; ignores positions of other owners.
     ///
     /// # Shape
     /// `positions: [batch]`, `rows: [batch, dim]` unit rows
@@ -106,7 +106,7 @@ impl MemoryBank {
         &self.shard
     }
 
-    /// The rows in `count` parts of nearly equal length, as several owners would have them.
+    /// Returns the rows as `count` shards of nearly equal length, as several owners would have them.
     pub fn parts(&self, count: usize) -> Vec<BankShard> {
         let BankShard { rows, first_row, instances } = &self.shard;
         let blocks = Blocks::new(self.shard.len(), count as u64);
@@ -118,17 +118,17 @@ impl MemoryBank {
         (0..blocks.count()).map(part).collect()
     }
 
-    /// The rows that are here, `[owned, dim]`, without a graph.
+    /// Returns the owned rows, `[owned, dim]`, without a graph.
     pub fn rows(&self) -> &Tensor {
         &self.shard.rows
     }
 
-    /// `[owned]`: the step that last wrote each row; `None` where it is still the initial one.
+    /// Returns for each owned row the last step that wrote it; `None` for an initial row.
     pub fn updated_step(&self) -> &[Option<u64>] {
         &self.updated_step
     }
 
-    /// The rows of those positions that are here, and zeros for all others: what all owners have adds up.
+    /// Returns the rows of owned positions, and zeros for all others, so that the owners' results add up.
     ///
     /// # Shape
     /// `positions: [batch]` -> `[batch, dim]` f32
@@ -151,7 +151,7 @@ impl MemoryBank {
     /// If a position occurs twice (the winner would be undefined), on other shapes, or if `batch` is of another shard.
     ///
     /// # Source
-    /// Reference `NCEAverage.py`, which does this inside `backward`; here the loop calls it.
+    /// Reference `NCEAverage.py`, which updates inside `backward`; here the loop calls it.
     pub fn update_rows(
         &mut self,
         batch: &BatchRows,
@@ -189,10 +189,10 @@ impl MemoryBank {
         })
     }
 
-    /// A copy of the rows on the host.
+    /// Copies the rows to the host.
     ///
     /// # Shape
-    /// `[owned, dim]` in the type in which the bank keeps them
+    /// `[owned, dim]` in the bank's number type
     pub fn to_host(&self) -> Tensor {
         match self.shard.rows.device() {
             Device::Cpu => self.shard.rows.copy(),
@@ -200,7 +200,7 @@ impl MemoryBank {
         }
     }
 
-    /// A copy of the rows on the host, row after row.
+    /// Copies the rows to the host, row after row.
     pub fn to_vec(&self) -> Vec<f32> {
         let rows = self.shard.rows.to_device(Device::Cpu).to_kind(Kind::Float);
         Vec::try_from(rows.contiguous().view([-1])).expect("rows of f32 on the host")
@@ -223,7 +223,7 @@ impl BankShard {
         &self.rows
     }
 
-    /// The number of rows.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows.size()[0] as usize
     }
@@ -233,7 +233,7 @@ impl BankShard {
         self.len() == 0
     }
 
-    /// The length of a row.
+    /// Returns the length of a row.
     pub fn dim(&self) -> usize {
         self.rows.size()[1] as usize
     }
@@ -452,7 +452,7 @@ impl Blocks {
     }
 }
 
-/// Random unit rows, block by block: an owner's rows do not depend on who has the others.
+/// Draws random unit rows by block, so that an owner's rows do not depend on who owns the others.
 ///
 /// # Shape
 /// -> `[owned, dim]`
@@ -482,7 +482,7 @@ fn random_rows(config: &TrainConfig, instances: usize, owned: Range<usize>, devi
 }
 
 fn unit_row(stream: &mut Stream, dim: usize, init: BankInit) -> Vec<f32> {
-    // The reference's bound √(3/dim) is immaterial once a row is normalised.
+    // The reference's bound √(3/dim) has no effect once a row is normalised.
     let drawn: Vec<f64> = match init {
         BankInit::Normal => (0..dim).map(|_| stream.normal()).collect(),
         BankInit::Uniform | BankInit::Encode => (0..dim).map(|_| stream.range(-1.0, 1.0)).collect(),

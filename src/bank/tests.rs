@@ -178,7 +178,7 @@ fn blocks_that_overlap_rows_are_found() {
     assert_eq!(blocks.overlapping(5..7), 2..3);
 }
 
-/// Rows, features and updates of owners of any runs of rows are those of one owner.
+/// Owners of any ranges of rows have the rows, features and updates of a single owner.
 #[test]
 fn what_several_owners_have_together_is_the_whole_bank() {
     let config = TrainConfig { dim: 8, seed: 7, bank_init: BankInit::Normal, ..TrainConfig::default() };

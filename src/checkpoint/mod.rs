@@ -1,10 +1,10 @@
-//! Checkpoints as files: what one holds, how it is published, which is the newest.
+//! Checkpoints as files: contents, publication, and search for the newest.
 //!
-//! A checkpoint is a folder `step-00005005` below `<run>/checkpoints`. Its `checkpoint.json` is written
-//! last and names every other file with size and digest; a folder without it does not exist for a reader.
-//! This module knows bytes and JSON, no tensors.
+//! A checkpoint is a folder such as `step-00005005` below `<run>/checkpoints`. Its `checkpoint.json` is
+//! written last and names every other file with size and digest; a folder without it does not exist for
+//! readers. This module handles bytes and JSON, no tensors.
 //!
-//! Invariant: a checkpoint that [`Checkpoint::open`] returns was published whole.
+//! Invariant: a checkpoint that [`Checkpoint::open`] returns was published as a whole.
 
 mod run;
 
@@ -22,73 +22,73 @@ use crate::storage::{Digest, Location, PublishMode, StorageError};
 
 /// Weights and batch-norm statistics, under torchvision's names.
 pub const MODEL: &str = "model.safetensors";
-/// The optimiser's buffers.
+/// Buffers of the optimiser.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
-/// Of a run with a probe, its weights and momentum.
+/// Weights and momentum of the probe, in runs that have one.
 pub const PROBE: &str = "probe.safetensors";
-/// The memory bank, a feature table.
+/// Memory bank, a feature table.
 pub const BANK: &str = "bank.arrow";
-/// Everything else a run depends on; see [`TrainState`].
+/// All other state that a run depends on; see [`TrainState`].
 pub const STATE: &str = "state.json";
-/// The list of the other files, written last.
+/// List of the other files, written last.
 pub const MANIFEST: &str = "checkpoint.json";
 
-/// The version that this code writes and reads.
+/// Format version that this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
 
-/// The file of the bank rows that one of `ranks` processes owns, named in the order of the rows: a feature table too.
+/// Returns the file name of one process's bank rows, a feature table too; sorted names follow the order of the rows.
 pub fn bank_part(rank: usize, ranks: usize) -> String {
     if ranks == 1 { BANK.to_owned() } else { format!("bank-{rank:05}-of-{ranks:05}.arrow") }
 }
 
-/// The process and the number of processes of a file that [`bank_part`] named for one of several.
+/// Returns the rank and the number of ranks from a file name that [`bank_part`] made for several.
 pub fn part_of_bank(name: &str) -> Option<(usize, usize)> {
     let (rank, ranks) = name.strip_prefix("bank-")?.strip_suffix(".arrow")?.split_once("-of-")?;
     let part = (rank.parse().ok()?, ranks.parse().ok()?);
     (part.1 > 1 && bank_part(part.0, part.1) == name).then_some(part)
 }
 
-/// A file of a checkpoint.
+/// Entry of a checkpoint's file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Its name within the folder.
+    /// Name of the file within the folder.
     pub name: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// The blake3 digest of its contents.
+    /// blake3 digest of the contents.
     pub digest: Digest,
 }
 
-/// What a run was trained on. A run is resumed and a checkpoint is used where the split is the same one;
-/// other splits may have been added to the dataset since.
+/// Identity of a run's training data. Resuming a run and using a checkpoint require the same split; other
+/// splits may have been added to the dataset since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainedOn {
-    /// The digest of the dataset.
+    /// Digest of the dataset.
     pub dataset_digest: String,
-    /// The split.
+    /// Name of the split.
     pub split: String,
-    /// The digest of the split.
+    /// Digest of the split.
     pub split_digest: String,
 }
 
-/// The contents of `checkpoint.json`.
+/// Contents of `checkpoint.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointManifest {
-    /// The format's version.
+    /// Version of the format.
     pub format_version: u32,
     /// Steps done.
     pub step: u64,
     /// Epochs done.
     pub epoch: u64,
-    /// What the run was trained on.
+    /// Training data of the run.
     #[serde(flatten)]
     pub trained_on: TrainedOn,
-    /// The other files.
+    /// All other files.
     pub files: Vec<FileEntry>,
 }
 
 impl CheckpointManifest {
-    /// A manifest of this version.
+    /// Creates a manifest of the current version.
     pub fn new(step: u64, epoch: u64, trained_on: TrainedOn, files: Vec<FileEntry>) -> Self {
         Self { format_version: FORMAT_VERSION, step, epoch, trained_on, files }
     }
@@ -104,7 +104,7 @@ impl CheckpointManifest {
     }
 }
 
-/// Publishes one of a checkpoint's files.
+/// Publishes one file of a checkpoint.
 ///
 /// # Errors
 /// If the store fails.
@@ -115,49 +115,49 @@ pub fn publish_file(folder: &Location, name: &str, contents: Vec<u8>) -> Result<
     Ok(entry)
 }
 
-/// How far a run has come.
+/// Progress of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     /// Steps done since the start of the run.
     pub step: u64,
-    /// The epoch that is under way, from 0.
+    /// Current epoch, from 0.
     pub epoch: u64,
     /// Steps done in this epoch.
     pub step_in_epoch: u64,
 }
 
-/// The contents of `state.json`.
+/// Contents of `state.json`.
 ///
-/// Together with the checkpoint's other files it determines every later step; random numbers need no
-/// state, they are functions of the seed and the cursor.
+/// Together with the checkpoint's other files this determines every later step. Random numbers need no state:
+/// they are functions of the seed and the cursor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainState {
-    /// How far the run has come.
+    /// Progress of the run.
     pub cursor: Cursor,
-    /// The natural logarithm of the partition constant Z of `nce`, once estimated.
+    /// Natural logarithm of the partition constant Z of `nce`, once estimated.
     pub ln_partition: Option<f64>,
-    /// Steps that the optimiser has taken: fewer than the cursor's where steps were skipped.
+    /// Steps that the optimiser has taken; fewer than the cursor's if steps were skipped.
     #[serde(default)]
     pub optimizer_steps: Option<u64>,
-    /// Steps that moved nothing, because a number was not finite.
+    /// Steps that changed nothing because a number was not finite.
     #[serde(default)]
     pub skipped_steps: u64,
-    /// The loss scale of f16, and what it depends on; null in other precisions.
+    /// Loss scale of f16 with its state; null in other precisions.
     #[serde(default)]
     pub loss_scale: serde_json::Value,
-    /// The digest of which rows are in which row group, with `shuffle = windowed`: the order depends on it.
+    /// Digest of the row groups' contents, with `shuffle = windowed`, whose order depends on them.
     #[serde(default)]
     pub layout: Option<String>,
-    /// The number of instances trained on, and of rows in the bank.
+    /// Number of instances trained on, which is also that of bank rows.
     pub instances: u64,
-    /// What the encoder is built from, for jobs that only embed.
+    /// Configuration of the encoder, for jobs that only embed.
     pub encoder: serde_json::Value,
-    /// The resolved configuration, as in `config.toml`.
+    /// Resolved configuration, as in `config.toml`.
     pub config: serde_json::Value,
 }
 
-/// A published checkpoint.
+/// Published checkpoint.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     folder: Location,
@@ -165,15 +165,15 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The digest of the weights, by which reports and feature tables name their encoder.
+    /// Returns the digest of the weights, which identifies the encoder in reports and feature tables.
     pub fn weights_digest(&self) -> String {
         self.entry(MODEL).map_or_else(String::new, |entry| entry.digest.to_string())
     }
 
-    /// Opens the checkpoint in this folder and checks that its files are there in their sizes.
+    /// Opens the checkpoint in this folder and checks that its files exist with their sizes.
     ///
     /// # Errors
-    /// If there is none, it is of another version, or a file is missing or of another size.
+    /// If there is none, its version is unknown, or a file is missing or has another size.
     pub fn open(folder: &Location) -> Result<Self, CheckpointError> {
         let at = folder.join(MANIFEST);
         let text = match at.read() {
@@ -187,7 +187,7 @@ impl Checkpoint {
         if manifest.format_version != FORMAT_VERSION {
             return Err(CheckpointError::Version { file: at.to_string(), version: manifest.format_version });
         }
-        // One request, where a look at each file would be as many as there are files.
+        // One request, instead of one per file.
         let there = folder.list()?;
         let is_there = |entry: &&FileEntry| {
             there.iter().any(|found| (&found.name, found.bytes) == (&entry.name, entry.bytes))
@@ -204,23 +204,23 @@ impl Checkpoint {
         Ok(Self { folder: folder.clone(), manifest })
     }
 
-    /// The contents of its manifest.
+    /// Returns the manifest.
     pub fn manifest(&self) -> &CheckpointManifest {
         &self.manifest
     }
 
-    /// The files of its bank, in the order of their rows; one, unless several processes wrote it.
+    /// Returns the bank's files in the order of their rows: one, unless several processes wrote them.
     ///
     /// # Errors
-    /// If it has none.
+    /// If the checkpoint has no bank.
     pub fn bank(&self) -> Result<Vec<Location>, CheckpointError> {
         Ok(self.bank_files()?.into_iter().map(|entry| self.folder.join(&entry.name)).collect())
     }
 
-    /// Likewise, with sizes and digests; the names are those within the folder.
+    /// Returns the bank's files with sizes and digests; names are relative to the folder.
     ///
     /// # Errors
-    /// If it has none.
+    /// If the checkpoint has no bank.
     pub fn bank_files(&self) -> Result<Vec<&FileEntry>, CheckpointError> {
         let is_bank = |entry: &&FileEntry| entry.name.starts_with("bank") && entry.name.ends_with(".arrow");
         let mut files: Vec<_> = self.manifest.files.iter().filter(is_bank).collect();
@@ -236,20 +236,20 @@ impl Checkpoint {
         self.manifest.files.iter().find(|entry| entry.name == name)
     }
 
-    /// Its folder.
+    /// Returns the checkpoint's folder.
     pub fn folder(&self) -> &Location {
         &self.folder
     }
 
-    /// The error of a file of it that does not fit.
+    /// Returns the error of a damaged file of this checkpoint.
     pub fn damaged(&self, name: &str) -> CheckpointError {
         CheckpointError::Damaged { file: self.folder.join(name).to_string() }
     }
 
-    /// Reads one of its files and checks the digest.
+    /// Reads one file and checks its digest.
     ///
     /// # Errors
-    /// If the file is missing or not part of the checkpoint, cannot be read, or is damaged.
+    /// If the file is missing, unreadable, damaged or not in the manifest.
     pub fn read(&self, name: &str) -> Result<Bytes, CheckpointError> {
         let file = self.folder.join(name);
         let missing = || CheckpointError::Missing { file: file.to_string() };
@@ -263,7 +263,7 @@ impl Checkpoint {
     /// Reads every file and checks its digest.
     ///
     /// # Errors
-    /// The first file that is damaged.
+    /// If a file is damaged, with the first one.
     pub fn verify(&self) -> Result<(), CheckpointError> {
         self.manifest.files.iter().try_for_each(|entry| self.read(&entry.name).map(drop))
     }
@@ -276,7 +276,7 @@ impl Checkpoint {
         serde_json::from_slice(&self.read(STATE)?).map_err(|source| self.malformed_state(source))
     }
 
-    /// Reads the configuration of the run, which an older or newer program may have begun
+    /// Reads the configuration of the run, which an older or newer program may have started
     /// ([`TrainConfig::of_checkpoint`]).
     ///
     /// # Errors
@@ -290,95 +290,95 @@ impl Checkpoint {
     }
 }
 
-/// A checkpoint cannot be used or written.
+/// Error of reading or writing a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The folder holds no published checkpoint, and no run that has one.
+    /// The folder has no published checkpoint, nor a run with one.
     #[error("{folder}: no checkpoint is there, nor a run that has one; instdisc train makes one")]
     NotThere {
-        /// The folder.
+        /// Name of the folder.
         folder: String,
     },
-    /// A checkpoint is not below a run's folder, where results go.
+    /// The checkpoint is outside a run's folder, where results would go.
     #[error(
         "{folder}: a checkpoint outside a run, into whose folder results would be written; `instdisc embed` \
          it and give its bank and the table to `knn --bank --queries`"
     )]
     OutsideRun {
-        /// The folder.
+        /// Name of the folder.
         folder: String,
     },
-    /// A JSON file does not say what it should.
+    /// A JSON file has invalid contents.
     #[error("{file}: its contents are not understood")]
     Malformed {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// The cause.
+        /// Underlying error.
         #[source]
         source: serde_json::Error,
     },
-    /// A classifier that was fine-tuned.
+    /// The checkpoint has no bank, as that of a fine-tuned classifier.
     #[error("{folder}: a classifier of `finetune`, which has no bank; `embed` makes tables of its features")]
     NoBank {
-        /// The checkpoint's folder.
+        /// Folder of the checkpoint.
         folder: String,
     },
-    /// A file is not there.
+    /// A file is missing.
     #[error("{file}: missing, and the checkpoint needs it")]
     Missing {
-        /// The file.
+        /// Name of the file.
         file: String,
     },
-    /// One of several files of a bank, given in the place of all.
+    /// One of several files of a bank was given instead of all.
     #[error(
         "{file}: part {} of {ranks} of a bank, one for each process of its run, and not the whole: give {}, the \
          checkpoint with all parts", rank + 1, whole.as_deref().unwrap_or("the folder")
     )]
     PartOfBank {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// The process whose rows it has, from 0.
+        /// Rank of the process that owns its rows, from 0.
         rank: usize,
-        /// The processes that have a part.
+        /// Number of processes that have a shard.
         ranks: usize,
-        /// The checkpoint's folder, where the file is in it.
+        /// Folder of the checkpoint, if the file is in one.
         whole: Option<String>,
     },
-    /// Some checkpoints of a run, or all.
+    /// Several checkpoints of a run are unusable.
     #[error("{run}: {count} of {total} checkpoints cannot be used ({names}), the newest of these because of")]
     Several {
-        /// The run's folder.
+        /// Folder of the run.
         run: String,
-        /// How many.
+        /// Number of unusable checkpoints.
         count: usize,
-        /// The checkpoints of the run.
+        /// Number of the run's checkpoints.
         total: usize,
-        /// Their names, the newest first.
+        /// Names of the unusable ones, the newest first.
         names: String,
-        /// The error of the newest of them.
+        /// Error of the newest one.
         #[source]
         source: Box<CheckpointError>,
     },
-    /// A file is cut or changed.
+    /// A file is truncated or changed.
     #[error("{file}: damaged: it is not the file that was published")]
     Damaged {
-        /// The file.
+        /// Name of the file.
         file: String,
     },
-    /// A number that is not finite: what was trained diverged.
+    /// A number is not finite, as the training diverged.
     #[error("{checkpoint}: {name} is not finite")]
     NotFinite {
-        /// The checkpoint.
+        /// Name of the checkpoint.
         checkpoint: String,
-        /// The weight, buffer or feature.
+        /// Name of the weight, buffer or feature.
         name: String,
     },
-    /// Another version of the format.
+    /// The format version is unknown.
     #[error("{file}: format version {version} is not known to this program")]
     Version {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// Its version.
+        /// Version in the file.
         version: u32,
     },
     /// The store failed.
@@ -399,7 +399,7 @@ impl CheckpointError {
         Some(Self::Several { run: run.to_string(), count, total, names, source: source.into() })
     }
 
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, which selects the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Storage(error) => error.failure(),
@@ -507,7 +507,7 @@ mod tests {
         let (dir, root) = root();
         published(&root, 3);
         publish_file(&root.join("checkpoints/step-00000007"), MODEL, vec![1]).expect("a lone file");
-        // What a killed writer leaves of a file: the store's listing passes it over.
+        // Remains of a file from a killed writer, which the store's listing skips.
         let staged = dir.path().join("checkpoints/step-00000009");
         std::fs::create_dir_all(&staged).expect("a folder");
         std::fs::hard_link(

@@ -1,4 +1,4 @@
-//! The checkpoints of a run.
+//! Checkpoints of a run.
 
 use std::collections::BTreeSet;
 
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::{Checkpoint, CheckpointError, MANIFEST, TrainState};
 use crate::storage::{Location, PublishMode};
 
-/// The folder of a run's checkpoints.
+/// Folder of a run's checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
 
-/// The folder's name of the checkpoint after this many steps.
+/// Returns the folder name of the checkpoint after this many steps.
 pub fn checkpoint_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// The published checkpoints of a run, oldest first, as (step, folder).
+/// Lists the published checkpoints of a run, oldest first, as (step, folder).
 ///
 /// # Errors
 /// If the store fails.
@@ -70,10 +70,10 @@ pub fn newest_that<T>(
     CheckpointError::of_run(run, total, wrong).map_or(Ok((None, Vec::new())), Err)
 }
 
-/// The checkpoint that a location means, as (step, folder): itself, or of a run the newest.
+/// Resolves a location to a checkpoint as (step, folder): the location itself, or the newest one of a run.
 ///
 /// # Errors
-/// If it is neither, or the store fails.
+/// If the location is neither, or the store fails.
 pub fn checkpoint_at(place: &Location) -> Result<(u64, Location), CheckpointError> {
     if place.join(MANIFEST).exists()? {
         return Ok((Checkpoint::open(place)?.manifest().step, place.clone()));
@@ -81,7 +81,7 @@ pub fn checkpoint_at(place: &Location) -> Result<(u64, Location), CheckpointErro
     list_checkpoints(place)?.pop().ok_or_else(|| CheckpointError::NotThere { folder: place.to_string() })
 }
 
-/// The run that a location means: itself, or that of the checkpoint.
+/// Resolves a location to a run: the location itself, or the run of a checkpoint.
 ///
 /// # Errors
 /// [`CheckpointError::OutsideRun`] for a checkpoint elsewhere, or if the store fails.
@@ -95,7 +95,7 @@ pub fn run_of(place: &Location) -> Result<Location, CheckpointError> {
         .ok_or_else(|| CheckpointError::OutsideRun { folder: place.to_string() })
 }
 
-/// The folders of checkpoints that were begun and not published, or whose removal was begun.
+/// Lists folders of checkpoints that are not fully written, or not fully removed.
 ///
 /// # Errors
 /// If the store fails.
@@ -107,7 +107,7 @@ pub fn list_unpublished(run: &Location) -> Result<Vec<Location>, CheckpointError
         found.extend(entry.name.split_once('/').and_then(|(name, _)| step_of(name)));
     }
     if let Some(path) = folder.local_path() {
-        // A listing passes over files that are being written, and with them folders that have no others.
+        // A listing of the store skips files that are being written, and so folders that have only those.
         let names = std::fs::read_dir(path).into_iter().flatten().flatten();
         found.extend(names.filter_map(|entry| step_of(entry.file_name().to_str()?)));
     }
@@ -118,7 +118,7 @@ fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
 
-/// Removes a checkpoint, its manifest first: what a kill leaves is not a checkpoint.
+/// Removes a checkpoint, its manifest first, so that no broken checkpoint remains after a kill.
 ///
 /// # Errors
 /// If the store fails.
@@ -128,23 +128,23 @@ pub fn remove_checkpoint(folder: &Location) -> Result<(), CheckpointError> {
         folder.join(&entry.name).delete()?;
     }
     if let Some(path) = folder.local_path() {
-        // This also removes what a killed writer left half done; a folder that is left does no harm.
+        // Also removes unfinished files of a killed writer. If this fails, the folder is harmless.
         let _ = std::fs::remove_dir_all(path);
     }
     Ok(())
 }
 
-/// The file that marks a run as finished.
+/// File that marks a run as finished.
 const FINISHED: &str = "finished.json";
 
-/// The contents of `finished.json`.
+/// Contents of `finished.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     /// Steps of the whole run.
     step: u64,
 }
 
-/// Marks the run as finished: its last checkpoint is published, and no other will come.
+/// Marks the run as finished: its last checkpoint is published.
 ///
 /// # Errors
 /// If the store fails.
@@ -153,7 +153,7 @@ pub fn mark_finished(run: &Location, step: u64) -> Result<(), CheckpointError> {
     Ok(run.join(FINISHED).publish(text + "\n", PublishMode::Overwrite)?)
 }
 
-/// Takes the mark away, for a run that is resumed with more epochs.
+/// Removes the mark, for a run that is resumed with more epochs.
 ///
 /// # Errors
 /// If the store fails.
@@ -161,7 +161,7 @@ pub fn unmark_finished(run: &Location) -> Result<(), CheckpointError> {
     Ok(run.join(FINISHED).delete()?)
 }
 
-/// The steps of the run, once it is marked as finished.
+/// Returns the number of steps of a run that is marked as finished.
 ///
 /// # Errors
 /// If the store fails or the mark is damaged.

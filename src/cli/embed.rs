@@ -17,7 +17,7 @@ use crate::model::FeatureLayer;
 use crate::run_config::DeviceChoice;
 use crate::units::{ByteSize, shell_word};
 
-/// The placeholder of the layer's name in `--output`.
+/// Placeholder of the layer's name in `--output`.
 const PLACEHOLDER: &str = "{feature}";
 
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
@@ -26,39 +26,39 @@ const PLACEHOLDER: &str = "{feature}";
   instdisc embed --run runs/r50 --dataset data/in1k \\
     --split val --output runs/r50/val.arrow")]
 pub(super) struct EmbedArgs {
-    /// A run, for its newest checkpoint, or a checkpoint
+    /// Run, for its newest checkpoint, or checkpoint
     #[arg(long = "run", visible_alias = "checkpoint", value_name = "URL")]
     checkpoint: String,
-    /// The dataset's folder
+    /// Folder of the dataset
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The split [default: the first of val, valid, validation, dev, test and testing]
+    /// Split to embed [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     /// Layers, separated by commas: projection (the embedding, of unit length), pooled (the projection's
     /// input), conv1 to conv5 (the maps after the stages, averaged to about 9000 numbers)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "projection")]
     feature: Vec<FeatureLayer>,
-    /// The feature table to write; {feature} in its name becomes the layer's name, and is needed for several layers. An
-    /// existing table of the same weights, split and layer is kept; another file there is an error
+    /// Feature table to write; {feature} in its name becomes the layer's name, and is needed for several layers. An
+    /// existing table of the same weights, split and layer is kept; any other existing file is an error
     #[arg(long, value_name = "URL")]
     output: String,
-    /// Embed the uniform sample of N images that train --limit takes; 0 for all
+    /// Embed the same uniform sample of N images as train --limit; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u64,
-    /// Images of a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Threads that decode; 0 for one per core
+    /// Decoding threads; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Where to compute: auto, cpu or cuda:N
+    /// Device: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
-    /// The type of the written numbers, f32 or f16 [default: f16 for vectors of more than 512 numbers, else f32]
+    /// Number type of the table, f32 or f16 [default: f16 for vectors of more than 512 numbers, else f32]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<Dtype>,
-    /// The memory of this process for features; more are in a temporary file in TMPDIR until they are written
+    /// Memory of this process for features; more are kept in a temporary file in TMPDIR until written
     /// [default: half of the machine's, divided by the processes]
     #[arg(long, value_name = "BYTES")]
     memory_limit: Option<ByteSize>,

@@ -1,4 +1,4 @@
-//! From an error to the exit code.
+//! Exit codes and texts of errors.
 
 use crate::checkpoint::CheckpointError;
 use crate::commands::CommandError;
@@ -8,7 +8,7 @@ use crate::feature_table::TableError;
 use crate::run_config::ConfigError;
 use crate::storage::StorageError;
 
-/// The program is not installed as it should be.
+/// The program is not installed correctly.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct WrongConfig(pub(super) String);
@@ -18,13 +18,13 @@ pub(super) fn usage(reason: impl Into<String>) -> CommandError {
     CommandError::Usage(reason.into())
 }
 
-/// The kind of failure of an error: that of the outermost error of ours in its chain.
+/// Returns the kind of failure of an error: that of the outermost error of this program in its chain.
 pub(super) fn failure(error: &anyhow::Error) -> Failure {
     error.chain().find_map(known).unwrap_or(Failure::Other)
 }
 
-/// The error and its causes; a cause that the text before it repeats is left out. It is one line, but where a
-/// file's syntax is wrong: then the place in the file is shown below.
+/// Formats the error and its causes on one line, without causes that earlier text repeats. A syntax error
+/// also shows the place in the file, on further lines.
 pub(super) fn text(error: &anyhow::Error) -> String {
     let line = chain(error.as_ref());
     let shows_a_place = |cause: &(dyn std::error::Error + 'static)| {
@@ -33,7 +33,7 @@ pub(super) fn text(error: &anyhow::Error) -> String {
     if error.chain().any(shows_a_place) { line } else { line.replace('\n', " ") }
 }
 
-/// Whether whoever read our output went away, which is no error of ours.
+/// Returns whether the reader of our output has gone, which is not an error.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)

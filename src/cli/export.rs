@@ -29,42 +29,42 @@ enum Form {
     Images(ImagesArgs),
     /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py defines the CIFAR networks
     Torchvision {
-        /// A run, for its newest checkpoint, or a checkpoint
+        /// Run, for its newest checkpoint, or checkpoint
         #[arg(long = "run", visible_alias = "checkpoint", value_name = "URL")]
         checkpoint: String,
-        /// Leave out the last layer: for a model whose last layer is torch.nn.Identity()
+        /// Omit the last layer, for a model whose last layer is torch.nn.Identity()
         #[arg(long)]
         without_projection: bool,
-        /// The file to write
+        /// File to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
-    /// A folder that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`
+    /// Folder that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`
     Timm(HubArgs),
-    /// A folder that transformers loads, with a model card: `from_pretrained("FOLDER")`
+    /// Folder that transformers loads, with a model card: `from_pretrained("FOLDER")`
     #[command(name = "huggingface")]
     HuggingFace(HubArgs),
-    /// A feature table as Parquet, for DuckDB, LanceDB, Polars and pandas
+    /// Feature table as Parquet, for DuckDB, LanceDB, Polars and pandas
     Parquet {
-        /// The feature table; a checkpoint, or a run for its newest, stands for its bank
+        /// Feature table; a checkpoint, or a run for its newest, stands for its bank
         #[arg(long, value_name = "URL")]
         table: String,
-        /// The file to write
+        /// File to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
-    /// A feature table as a folder for TensorBoard's embedding projector
+    /// Feature table as a folder for TensorBoard's embedding projector
     Projector {
-        /// The feature table; a checkpoint, or a run for its newest, stands for its bank
+        /// Feature table; a checkpoint, or a run for its newest, stands for its bank
         #[arg(long, value_name = "URL")]
         table: String,
-        /// The dataset, for a small image of each row
+        /// Dataset, for a small image of each row
         #[arg(long, value_name = "URL")]
         dataset: Option<String>,
-        /// A uniform sample of N rows at most
+        /// Maximum number of rows, sampled uniformly
         #[arg(long, value_name = "N", default_value_t = 10_000)]
         limit: usize,
-        /// The folder to write
+        /// Folder to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
@@ -72,33 +72,33 @@ enum Form {
 
 #[derive(Debug, Args)]
 pub(super) struct HubArgs {
-    /// A run, for its newest checkpoint, or a checkpoint
+    /// Run, for its newest checkpoint, or checkpoint
     #[arg(long = "run", visible_alias = "checkpoint", value_name = "URL")]
     checkpoint: String,
-    /// The folder to write
+    /// Folder to write
     #[arg(long, value_name = "URL")]
     output: String,
 }
 
-/// Write a dataset's images as files again: `<split>/<class>/<file>`.
+/// Write a dataset's images back as files: `<split>/<class>/<file>`.
 ///
-/// Each file has the bytes of the source of the ingest. Images that the
-/// ingest made smaller or baseline are written as stored, and counted.
+/// Each file has the bytes of the ingest's source. Images that the ingest made smaller or baseline are
+/// written as stored, and counted.
 ///
-/// A labelled image goes to the folder of its class with the ending of an image, so `ingest` reads the files with the
-/// same labels. Of several rows with one path, the first keeps it and the others get `-<instance id>` before the
-/// extension. So do paths that are folders of others, and names over 250 bytes, which are cut. Control
-/// characters become %XX. A path out of the split is an error, and nothing is written.
+/// A labelled image goes to the folder of its class with an image file's extension, so `ingest` reads the files with
+/// the same labels. If several rows have the same path, the first keeps it and the others get `-<instance id>` before
+/// the extension. So do paths that are folders of others, and names over 250 bytes, which are truncated. Control
+/// characters become %XX. A path outside the split is an error, and nothing is written.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  instdisc export images --dataset in1k --split val --dest images")]
 pub(super) struct ImagesArgs {
-    /// The dataset's folder
+    /// Folder of the dataset
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The folder to write, outside of the dataset; existing files with the same bytes are kept
+    /// Folder to write, outside the dataset; existing files with the same bytes are kept
     #[arg(long, value_name = "URL")]
     dest: String,
-    /// The split [default: all]
+    /// Split to export [default: all]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
 }
@@ -150,7 +150,7 @@ fn to_hub(global: &GlobalArgs, args: &HubArgs, hub: Hub) -> anyhow::Result<()> {
     written(global, &args.output, "tensors", tensors, Some(preprocessing_of(&checkpoint)?))
 }
 
-/// Prints what was written, and how many tensors or rows it has; for people also what they need to know beside it.
+/// Prints the output and its number of tensors or rows, and for people a note on its use.
 fn written(
     global: &GlobalArgs,
     output: &str,

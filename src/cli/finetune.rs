@@ -18,38 +18,38 @@ use crate::units::Fraction;
 
 /// Fine-tune a checkpoint's encoder on few labels, and evaluate the classifier.
 ///
-/// All layers learn; a classifier takes the projection's place. The labels are a share of the split's, the same
-/// number for each class; which these are is written to the run's labels.parquet. Defaults are the paper's: 70
-/// epochs, learning rate 0.01, a tenth of it after 30 and 60; split, architecture, side and augmentations are those of
-/// the checkpoint's run. Running the same command again resumes from the newest checkpoint with the run's own
-/// options, where none are given; SIGTERM, SIGUSR1 and Ctrl-C save one and end with exit code 75.
+/// All layers learn; a classifier replaces the projection. The labels are a fraction of the split's, with
+/// equal counts for each class; the run's labels.parquet lists them. Defaults are the paper's: 70 epochs,
+/// learning rate 0.01, a tenth of it after 30 and 60; split, architecture, side and augmentations are those
+/// of the checkpoint's run. The same command resumes from the newest checkpoint, with the run's own values
+/// for options that are not given. SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint and end with exit code 75.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc finetune --checkpoint runs/r50/checkpoints/step-01001000 --dataset data/in1k \\
     --run runs/r50-labels-0.1 --label-fraction 0.1")]
 pub(super) struct FinetuneArgs {
-    /// The checkpoint whose encoder it begins with: its folder, or that of a run for its newest
+    /// Folder of the checkpoint with the initial encoder, or of a run for its newest
     #[arg(long, value_name = "URL")]
     checkpoint: String,
-    /// The dataset's folder
+    /// Folder of the dataset
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The folder of this run: configuration, metrics, checkpoints
+    /// Folder of this run: configuration, metrics, checkpoints
     #[arg(long, value_name = "URL")]
     run: String,
-    /// The share of the labels, the same number for each class
+    /// Fraction of the labels, with equal counts for each class
     #[arg(long, value_name = "SHARE", default_value = "0.01")]
     label_fraction: Fraction,
-    /// The seed by which labels are chosen
+    /// Seed of the label selection
     #[arg(long, value_name = "N", default_value_t = 0)]
     label_seed: u64,
-    /// Begin with random weights instead: what the labels teach by themselves
+    /// Start from random weights, as a baseline of what the labels alone teach
     #[arg(long)]
     from_scratch: bool,
-    /// The split that is trained on [default: that of the checkpoint's run]
+    /// Split to train on [default: that of the checkpoint's run]
     #[arg(long, value_name = "NAME")]
     train_split: Option<String>,
-    /// The split on which the classifier is evaluated, after each epoch and at the end [default: the first of val,
+    /// Split that evaluates the classifier, after each epoch and at the end [default: the first of val,
     /// valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
@@ -59,7 +59,7 @@ pub(super) struct FinetuneArgs {
     ranks: RankFlags,
 }
 
-/// The options that have a meaning without a bank, with the paper's defaults.
+/// Options that make sense without a bank, with the paper's defaults.
 #[derive(Debug)]
 enum OfFinetuning {}
 
@@ -124,10 +124,10 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     write_json(&result)
 }
 
-/// Shows a run in the terminal.
+/// Terminal output of a run.
 struct Shown<'a> {
     finetuning: &'a Finetuning,
-    /// Of several processes one speaks.
+    /// Whether this is rank 0, the only one that prints.
     is_first: bool,
     meter: Option<Meter>,
 }

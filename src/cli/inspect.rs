@@ -9,20 +9,20 @@ use crate::commands::inspect;
 
 /// Summarise a dataset, a run, a checkpoint or one of their files.
 ///
-/// Contents decide what a file is, not names: shards, indexes, duplicates.parquet, label subsets, neighbours, feature
-/// tables (Arrow, Parquet), Parquet of other programs, weights (safetensors), metrics.jsonl, rejects, reports
-/// of knn, linear and finetune, config.toml, state.json, finished.json, and names of classes for
-/// `ingest --classes`. The manifest of a dataset or a checkpoint means its folder.
+/// The contents decide what a file is, not the name: shards, indexes, duplicates.parquet, label subsets,
+/// neighbours, feature tables (Arrow, Parquet), Parquet of other programs, weights (safetensors),
+/// metrics.jsonl, rejects, reports of knn, linear and finetune, config.toml, state.json, finished.json, and
+/// class names for `ingest --classes`. The manifest of a dataset or checkpoint stands for its folder.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc inspect --verify s3://bucket/in1k
   instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet
   instdisc inspect --print json runs/r50/metrics.jsonl")]
 pub(super) struct InspectArgs {
-    /// The folder of a dataset, a run or a checkpoint, or one of their files
+    /// Folder of a dataset, a run or a checkpoint, or one of their files
     #[arg(value_name = "URL")]
     location: String,
-    /// Read every byte and compare it with its digest; decode a file that has no digest in a manifest
+    /// Read every byte and compare it with its digest; decode files without a digest in a manifest
     #[arg(long)]
     verify: bool,
 }
@@ -34,7 +34,7 @@ pub(super) fn run(global: &GlobalArgs, args: &InspectArgs) -> anyhow::Result<()>
     global.write_result(&text, &summary)
 }
 
-/// One line for each value, its path before it.
+/// Appends one line for each value, with its path.
 fn lines(text: &mut Vec<String>, path: &str, value: &Value) {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match value {

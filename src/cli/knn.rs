@@ -24,64 +24,63 @@ use {
     std::time::Duration,
 };
 
-/// τ of the weights by default.
+/// Default temperature τ of the weights.
 const DEFAULT_TEMPERATURE: &str = "0.07";
-/// Points of the page's map at most: their images fit into one JPEG, which has at most 65,535 rows of pixels.
+/// Maximum number of points on the page's map: their images fit into one JPEG, which has at most 65,535 rows of pixels.
 const MOST_MAP_POINTS: u64 = 100_000;
 
 /// Evaluate features by a weighted k-nearest-neighbour vote.
 ///
-/// The K most similar bank rows vote for the class of a query, with weights exp(s/τ) for a cosine s. The report is
-/// JSON. With --output, a page (.html) goes beside it, with images if --dataset is given. One call evaluates several
-/// features: repeat --bank and --queries, or list --feature with --run.
+/// The K most similar bank rows vote for the class of a query, with weights exp(s/τ) for a cosine s. The
+/// report is JSON. With --output, a page (.html) is written beside it, with images if --dataset is given. One
+/// call evaluates several features: repeat --bank and --queries, or list --feature with --run.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc knn --bank runs/r50/checkpoints/step-00005005/bank.arrow \\
     --queries runs/r50/val.arrow --output runs/r50/eval/knn.json
   instdisc knn --run runs/r50 --dataset data/in1k --split val --watch")]
 pub(super) struct KnnArgs {
-    /// The feature table that votes, or the checkpoint or run whose bank votes; repeatable, with as many --queries
+    /// Feature table that votes, or checkpoint or run whose bank votes; repeatable, with equally many --queries
     #[arg(long, value_name = "URL", requires = "queries")]
     bank: Vec<String>,
-    /// The feature table to evaluate
+    /// Feature table to evaluate
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
-    /// The column of ids in tables of other programs, integers or text; twice where bank and queries have
-    /// different names [default: instance_id, or the only one that is named like ids; '' for none]
+    /// Column of ids in tables of other programs, integers or text; give it twice if bank and queries differ
+    /// [default: instance_id, or the only one that is named like ids; '' for none]
     #[arg(long, value_name = "NAME", requires = "bank")]
     id_column: Vec<String>,
-    /// The column of vectors in tables of other programs; twice where bank and queries have different names [default:
+    /// Column of vectors in tables of other programs; give it twice if bank and queries differ [default:
     /// feature, or the only one of vectors]
     #[arg(long, value_name = "NAME", requires = "bank")]
     vector_column: Vec<String>,
-    /// The column of classes in tables of other programs: numbers, names, or lists of them; twice where bank
-    /// and queries have different names [default: label, or the only one that is named like labels; '' for
-    /// none]
+    /// Column of classes in tables of other programs: numbers, names, or lists of them; give it twice if bank
+    /// and queries differ [default: label, or the only one that is named like labels; '' for none]
     #[arg(long, value_name = "NAME", requires = "bank")]
     label_column: Vec<String>,
-    /// Bring vectors of tables of other programs to unit length, to compare them by cosine; without it, other
-    /// lengths are an error
+    /// Normalise vectors of other programs' tables to unit length, to compare them by cosine; without this,
+    /// other lengths are an error
     #[arg(long, requires = "bank")]
     normalize: bool,
-    /// A run, for its newest checkpoint, or a checkpoint: its encoder embeds --split, its bank votes
+    /// Run, for its newest checkpoint, or checkpoint: its encoder embeds --split, its bank votes
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
-    /// The dataset, for the page's images and for --run
+    /// Dataset, for the page's images and for --run
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
-    /// The split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
+    /// Split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
-    /// The split whose images vote, for features other than `bank`; needed if the run was trained on another dataset
-    /// [default: that of the run]
+    /// Split whose images vote, for features other than `bank`; needed if the run was trained on another
+    /// dataset [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
-    /// What --run compares, separated by commas, the headline first: `bank` for the vectors that the training
-    /// stored, or a layer (projection, pooled, conv1 to conv5) to embed training images and queries anew
+    /// Features that --run compares, separated by commas, the headline first: `bank` for the vectors stored by the
+    /// training, or a layer (projection, pooled, conv1 to conv5) with which to embed training images and queries
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
     feature: Vec<String>,
-    /// Evaluate each checkpoint of --run once as it appears, until the run is finished; several watchers share the
-    /// checkpoints. Ctrl-C ends it at once, and the same command continues
+    /// Evaluate each checkpoint of --run once as it appears, until the run is finished; several watchers
+    /// share the checkpoints. Ctrl-C ends the watch at once, and the same command continues
     #[arg(long, requires = "run", conflicts_with_all = ["output", "neighbours"])]
     watch: bool,
     /// Stop watching after this many seconds without a new checkpoint; 0 for never
@@ -91,31 +90,31 @@ pub(super) struct KnnArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch",
         value_parser = clap::value_parser!(u64).range(1..))]
     poll_interval: u64,
-    /// Neighbours that vote (K), separated by commas; the largest is the headline [default: 200, or a tenth
-    /// of fewer than 2000 rows]
+    /// Number of neighbours that vote (K), separated by commas; the largest is the headline [default: 200, or
+    /// a tenth of fewer than 2000 rows]
     #[arg(long, value_name = "K", value_delimiter = ',')]
     k: Vec<usize>,
     /// Temperatures of the weights exp(s/τ), separated by commas; the first is the headline
     #[arg(long, value_name = "TAU", value_delimiter = ',', default_value = DEFAULT_TEMPERATURE)]
     temperature: Vec<Temperature>,
-    /// Leave out a query's own row, for queries of the bank's split
+    /// Exclude a query's own row, for queries of the bank's split
     #[arg(long)]
     leave_one_out: bool,
-    /// Leave out near-duplicates of a query, which ingest found
+    /// Exclude near-duplicates of a query that ingest found
     #[arg(long, requires = "dataset")]
     exclude_duplicates: bool,
-    /// The report's file (.json), with a page (.html) beside it; stdout then gets a line of scores [default:
+    /// File of the report (.json), with a page (.html) beside it; stdout then gets a line of scores [default:
     /// stdout, and the run's eval folder for --run]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
-    /// A Parquet file for neighbour ids and similarities of the first feature
+    /// Parquet file for neighbour ids and similarities of the first feature
     #[arg(long, value_name = "URL")]
     neighbours: Option<String>,
     /// Queries on the page's map, at most 100000; 0 for no map
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAP_POINTS as u64,
         value_parser = clap::value_parser!(u64).range(..=MOST_MAP_POINTS))]
     map_points: u64,
-    /// Threads that search; 0 for one per core
+    /// Search threads; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     #[cfg(feature = "torch")]
@@ -124,7 +123,7 @@ pub(super) struct KnnArgs {
 }
 
 impl KnnArgs {
-    /// Whether images are embedded, or several processes search.
+    /// Returns whether images are embedded, or several processes search.
     pub(super) fn needs_torch(&self) -> anyhow::Result<bool> {
         #[cfg(feature = "torch")]
         let together = self.ranks.rendezvous()?.world() > 1;
@@ -158,12 +157,12 @@ impl KnnArgs {
     }
 }
 
-/// Evaluates tables by this process alone.
+/// Evaluates tables in this process alone.
 pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     evaluate_tables(global, args, &Alone, &Terminal::default())
 }
 
-/// Evaluates a run, or tables by several processes.
+/// Evaluates a run, or tables with several processes.
 #[cfg(feature = "torch")]
 pub(super) fn run_together(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     let rendezvous = args.ranks.rendezvous()?;
@@ -171,7 +170,7 @@ pub(super) fn run_together(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Resul
     tell(&group, run_in(&group, global, args, rendezvous.local_rank()))
 }
 
-/// Likewise, as one of the processes that have joined.
+/// Evaluates as one of the processes that have joined.
 #[cfg(feature = "torch")]
 fn run_in(
     group: &ProcessGroup,
@@ -239,7 +238,7 @@ fn evaluate_tables(
     super::print_report(global, args.output.as_ref(), &lines, &found)
 }
 
-/// The columns of the bank, and of the queries.
+/// Returns the column names of the bank and of the queries.
 fn columns(args: &KnnArgs) -> anyhow::Result<[ColumnNames; 2]> {
     let of = |option: &str, given: &[String]| match given {
         [] => Ok([None, None]),
@@ -256,12 +255,12 @@ fn columns(args: &KnnArgs) -> anyhow::Result<[ColumnNames; 2]> {
     Ok([ColumnNames { id, vector, label }, queries])
 }
 
-/// A line for each feature.
+/// Returns a line for each feature.
 fn lines(reports: &KnnReports) -> Vec<String> {
     reports.all().zip(reports.names()).map(|(report, feature)| line(report, &feature)).collect()
 }
 
-/// The scores of a report on one line.
+/// Formats the scores of a report on one line.
 fn line(report: &KnnReport, feature: &str) -> String {
     let KnnReport { step, k, temperature, queries, .. } = report;
     let measures = report.retrieval.as_ref().map(measures).unwrap_or_default();
@@ -282,7 +281,7 @@ fn line(report: &KnnReport, feature: &str) -> String {
     )
 }
 
-/// Recall and mean average precision in words.
+/// Formats recall and mean average precision.
 pub(super) fn measures(retrieval: &Retrieval) -> String {
     let Retrieval { k, recall, map, map_at_r, .. } = retrieval;
     let recalls = recall.iter().map(|at| (format!("recall@{}", at.k), at.recall));

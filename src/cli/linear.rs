@@ -13,7 +13,7 @@ use crate::model::FeatureLayer;
 use crate::run_config::DeviceChoice;
 use crate::units::{ByteSize, Fraction};
 
-/// Evaluate features by a linear classifier that is trained on them.
+/// Evaluate features by training a linear classifier on them.
 ///
 /// Multinomial logistic regression on frozen features of tables or of a run's checkpoint. One call evaluates several
 /// layers, such as the paper's conv1 to conv5. A tenth of the training rows decides the sweep over --lr and
@@ -25,37 +25,37 @@ use crate::units::{ByteSize, Fraction};
   instdisc linear --run runs/r50 --dataset data/in1k --label-fraction 0.01
   instdisc linear --train train.arrow --test val.arrow --solver sgd --lr 30,3,0.3")]
 pub(super) struct LinearArgs {
-    /// A feature table to train on; repeatable, with as many --test
+    /// Feature table to train on; repeatable, with equally many --test
     #[arg(long, value_name = "URL", requires = "test", required_unless_present = "run")]
     train: Vec<String>,
-    /// The feature table to evaluate
+    /// Feature table to evaluate
     #[arg(long, value_name = "URL", requires = "train")]
     test: Vec<String>,
-    /// A run, for its newest checkpoint, or a checkpoint; the run's eval/features keeps the features
+    /// Run, for its newest checkpoint, or checkpoint; the run's eval/features keeps the features
     #[arg(long, value_name = "URL", conflicts_with_all = ["train", "test"], requires = "dataset")]
     run: Option<String>,
-    /// The dataset of --run
+    /// Dataset of --run
     #[arg(long, value_name = "URL", requires = "run")]
     dataset: Option<String>,
-    /// The split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
+    /// Split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
-    /// The split to train on; needed if the run was trained on another dataset [default: that of the run]
+    /// Split to train on; needed if the run was trained on another dataset [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
     /// Layers, separated by commas, the headline first: projection, pooled, conv1 to conv5
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "pooled", requires = "run")]
     feature: Vec<FeatureLayer>,
-    /// Train on the uniform sample of N images that train --limit takes; 0 for all [default: the run's training images]
+    /// Train on the same uniform sample of N images as train --limit; 0 for all [default: the run's training images]
     #[arg(long, value_name = "N", requires = "run", conflicts_with = "label_fraction")]
     limit: Option<u64>,
-    /// Train on this share of the labels, the same number for each class
+    /// Train on this fraction of the labels, with equal counts for each class
     #[arg(long, value_name = "SHARE")]
     label_fraction: Option<Fraction>,
-    /// The seed that chooses the labels
+    /// Seed of the label selection
     #[arg(long, value_name = "N", default_value_t = 0, requires = "label_fraction")]
     label_seed: u64,
-    /// Train on new crops and mirror images in each epoch; needs --run and --solver sgd
+    /// Train on new crops and flips in each epoch; needs --run and --solver sgd
     #[arg(long, requires = "run")]
     augment: bool,
     /// lbfgs: all rows at once, to the minimum; sgd: in steps [default: lbfgs, or sgd with --augment]
@@ -70,29 +70,29 @@ pub(super) struct LinearArgs {
     /// Passes over the rows, for sgd
     #[arg(long, value_name = "N", default_value_t = 100)]
     epochs: u64,
-    /// Rows of a step, for sgd
+    /// Rows per step, for sgd
     #[arg(long, value_name = "N", default_value_t = 256)]
     batch_size: usize,
-    /// Steps at most, for lbfgs
+    /// Maximum steps, for lbfgs
     #[arg(long, value_name = "N", default_value_t = 1000)]
     iterations: usize,
     /// Scale each number of the features to mean 0 and variance 1
     #[arg(long)]
     standardize: bool,
-    /// The seed of the order of rows and of the held-out rows
+    /// Seed of the order of rows and of the held-out rows
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The report's file (.json); stdout then gets a line of scores [default: stdout, and the run's eval folder for
-    /// --run]
+    /// File of the report (.json); stdout then gets a line of scores [default: stdout, and the run's eval
+    /// folder for --run]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
-    /// Threads that decode; 0 for one per core
+    /// Decoding threads; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Where to compute: auto, cpu or cuda:N
+    /// Device: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
-    /// The memory of this process for features; a larger table is read again in each pass [default: half of the
+    /// Memory of this process for features; a larger table is read again in each pass [default: half of the
     /// machine's, divided by the processes]
     #[arg(long, value_name = "BYTES")]
     memory_limit: Option<ByteSize>,
@@ -100,7 +100,7 @@ pub(super) struct LinearArgs {
     ranks: RankFlags,
 }
 
-/// See [`Solver`].
+/// Names of [`Solver`] on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum SolverName {
     Lbfgs,
@@ -169,7 +169,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     super::print_report_of_run(global, args.output.as_ref(), lines, &report)
 }
 
-/// The scores of a report on one line.
+/// Formats the scores of a report on one line.
 fn line(report: &ProbeReport) -> String {
     let ProbeReport { step, train_rows, feature, .. } = report;
     let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);

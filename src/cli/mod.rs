@@ -1,6 +1,6 @@
-//! The shell: command line, logs, progress, exit codes. The only place that names clap and anyhow.
+//! Shell of the program: command line, logs, progress, exit codes. Only this module uses clap and anyhow.
 //!
-//! Results a program reads go to stdout, logs and progress to stderr. Each subcommand is a file with its
+//! Results for programs go to stdout, logs and progress to stderr. Each subcommand has a file with its
 //! arguments and one function that turns them into a job of the library.
 
 mod bench;
@@ -56,7 +56,7 @@ struct Cli {
     command: Command,
 }
 
-/// What the long help of the program begins with.
+/// Start of the program's long help.
 const ABOUT: &str = "\
 Train an image encoder without labels, and score it by its nearest neighbours.
 
@@ -67,7 +67,7 @@ Your own images, in three commands:
     instdisc knn --run run --dataset photos
 
 Each command prints the next one. `instdisc synth` draws images to try it with.";
-/// What the long help of the program ends with.
+/// End of the program's long help.
 const AFTER_HELP: &str = "\
 Locations are paths or URLs (s3://, gs://, az://). \
 Credentials come from the environment, in the names of the object_store
@@ -83,37 +83,37 @@ Exit codes:
   78  wrong configuration
  143  ended by SIGTERM, nothing to save
    1  anything else";
-/// The heading of the options of stores in the help of each command.
+/// Heading of the object-store options in the help of each command.
 const STORAGE: &str = "Object storage";
-/// The heading of the options of what is printed and logged.
+/// Heading of the options for printing and logging.
 const OUTPUT: &str = "Output";
 
 #[derive(Debug, Args)]
 struct GlobalArgs {
-    /// A setting of the object store, such as aws_endpoint=http://localhost:7480; may be repeated;
-    /// KEY=@FILE takes the value from a file, as secrets must be, and reads it again when the store refuses it
+    /// Set an option of the object store, such as aws_endpoint=http://localhost:7480; repeatable. KEY=@FILE
+    /// takes the value from a file, as secrets must be, and rereads it when the store rejects it
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value, help_heading = STORAGE)]
     storage_option: Vec<(String, String)>,
-    /// Give up on a request to an object store after it has failed for this long; no try begins later
+    /// Give up on a request to an object store after it has failed for this long; no later retry starts
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 180, help_heading = STORAGE)]
     retry_seconds: u64,
-    /// Give up on a request to an object store after this many further tries
+    /// Give up on a request to an object store after this many retries
     #[arg(long, global = true, value_name = "N", default_value_t = 100, help_heading = STORAGE)]
     retry_tries: usize,
-    /// Promise that no other process writes to the same dataset or run. Needed only for stores and file systems that
-    /// cannot lock or create a file atomically; with two writers such a place is corrupted
+    /// Assert that no other process writes to the same dataset or run. Needed only for stores and file
+    /// systems that cannot lock or create a file atomically; a second writer would corrupt the location
     #[arg(long, global = true, help_heading = STORAGE)]
     single_writer: bool,
-    /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
+    /// Log filter: error, warn, info, debug, or a filter such as instdisc=debug
     #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG",
         help_heading = OUTPUT)]
     log: String,
-    /// How a command prints its result [default: lines on a terminal, JSON elsewhere]
+    /// Format of a command's result [default: lines on a terminal, JSON elsewhere]
     #[arg(long, global = true, value_enum, value_name = "HOW", help_heading = OUTPUT)]
     print: Option<Print>,
 }
 
-/// How results are printed.
+/// Format of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Print {
     /// Lines for people
@@ -123,12 +123,12 @@ enum Print {
 }
 
 impl GlobalArgs {
-    /// Whether results are printed as lines for people.
+    /// Returns whether results are printed as lines for people.
     fn prints_lines(&self) -> bool {
         self.print.map_or_else(|| std::io::stdout().is_terminal(), |print| print == Print::Lines)
     }
 
-    /// Writes a result to stdout: as lines for people, or whole.
+    /// Writes a result to stdout: as lines for people, or as a whole.
     fn write_result(&self, lines: &[String], whole: &impl serde::Serialize) -> anyhow::Result<()> {
         if self.prints_lines() {
             write_stdout((lines.join("\n") + "\n").as_bytes())
@@ -145,7 +145,7 @@ impl GlobalArgs {
         Ok(Location::parse(text, &options)?)
     }
 
-    /// The folder that an option names, which may be new.
+    /// Resolves the folder of an option, which may be new.
     fn folder(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
         let location = self.location(text)?;
         if location.local_path().is_some_and(|path| path.is_file()) {
@@ -154,7 +154,7 @@ impl GlobalArgs {
         Ok(location)
     }
 
-    /// The place of a file that is written; that it replaces another is said before.
+    /// Resolves the location of an output file; warns if it exists.
     fn output(&self, text: &str) -> anyhow::Result<Location> {
         let location = self.location(text)?;
         if let Some(folder) = location.folder()
@@ -162,14 +162,14 @@ impl GlobalArgs {
         {
             bail!(usage(format!("`{text}`: {folder} is a checkpoint, into which nothing else is written")));
         }
-        // A store may let write where it does not let look.
+        // A store may allow writing without reading.
         if matches!(location.exists(), Ok(true)) {
             tracing::warn!("{location} is there, and will be replaced");
         }
         Ok(location)
     }
 
-    /// The place of a file that an option names, which has to be there.
+    /// Resolves the file of an option, which must exist.
     fn file(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
         let location = self.location(text)?;
         if location.local_path().is_some_and(Path::is_dir) {
@@ -182,7 +182,7 @@ impl GlobalArgs {
         Ok(location)
     }
 
-    /// The checkpoint that an option names: by its folder, or the newest of the run whose folder it names.
+    /// Resolves the checkpoint of an option: its folder, or the folder of a run for its newest.
     fn checkpoint(&self, text: &str) -> anyhow::Result<Location> {
         let place = self.location(text)?;
         let (_, folder) = checkpoint_at(&place)?;
@@ -207,12 +207,12 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell
     Completions {
-        /// The shell
+        /// Shell to complete for
         shell: Shell,
     },
 }
 
-/// The commands that need libtorch. Only the program `instdisc-torch` runs them, so that no other loads it.
+/// Commands that need libtorch. Only the program `instdisc-torch` runs them, so that other commands do not load it.
 #[cfg(feature = "torch")]
 #[derive(Debug, Subcommand)]
 enum LearningCommand {
@@ -225,7 +225,7 @@ enum LearningCommand {
 }
 
 impl Command {
-    /// Whether it reads the vectors of tables again and again, in parts.
+    /// Returns whether the command repeatedly reads parts of tables.
     fn reads_tables(&self) -> bool {
         match self {
             Self::Knn(_) | Self::Export(_) => true,
@@ -235,7 +235,7 @@ impl Command {
         }
     }
 
-    /// Whether it needs libtorch.
+    /// Returns whether the command needs libtorch.
     fn needs_torch(&self) -> anyhow::Result<bool> {
         Ok(match self {
             #[cfg(feature = "torch")]
@@ -247,19 +247,19 @@ impl Command {
     }
 }
 
-/// The program `instdisc`: what needs libtorch is run by the program beside it, so that nothing else has to load it.
+/// Runs the program `instdisc`, which leaves commands that need libtorch to the program beside it.
 pub fn main() -> ExitCode {
     main_with(run)
 }
 
-/// The program `instdisc-torch`, which `instdisc` runs; the other commands are not in it.
+/// Runs the program `instdisc-torch`, which `instdisc` starts and which has only the commands that need libtorch.
 #[cfg(feature = "torch")]
 pub fn main_with_torch() -> ExitCode {
     process::apply_settings();
     main_with(run_learning)
 }
 
-/// The command line. A command that takes no location has no use for the options of stores: its help leaves them out.
+/// Builds the command line. Commands without a location hide the object-store options in their help.
 fn command_line() -> clap::Command {
     let command = Cli::command();
     let is_of_stores = |arg: &&Arg| arg.get_help_heading() == Some(STORAGE);
@@ -276,7 +276,7 @@ fn without_stores(command: clap::Command, hidden: &[Arg]) -> clap::Command {
     }
 }
 
-/// Whether it, or a command below it, has an option for a location.
+/// Returns whether a command, or one below it, has an option for a location.
 fn takes_location(command: &clap::Command) -> bool {
     let names = |arg: &Arg| arg.get_value_names().unwrap_or_default().iter().any(|name| name.contains("URL"));
     command.get_arguments().any(names) || command.get_subcommands().any(takes_location)
@@ -302,7 +302,7 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let failure = exit::failure(&error);
-            // A job that was told to stop did what it should.
+            // Stopping on request is not an error.
             let kind = if failure == Failure::Stopped { "" } else { "error: " };
             progress::say(&format!("{kind}{}", exit::text(&error)));
             ExitCode::from(failure.exit_code())
@@ -370,7 +370,7 @@ fn write_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     write_stdout((text + "\n").as_bytes())
 }
 
-/// A path of this machine that an option names, by the rules of locations.
+/// Parses a local path by the rules of locations.
 fn local_path(text: &str) -> Result<PathBuf, String> {
     Location::parse_local(text).map_err(|error| error.to_string())
 }
@@ -398,7 +398,7 @@ fn names(choices: Vec<Choice>) -> PossibleValuesParser {
     PossibleValuesParser::new(values)
 }
 
-/// Prints a report as JSON; a line of each feature where it went to a file that the user chose.
+/// Prints a report as JSON, or a line for each feature if the report went to a file that the user chose.
 fn print_report<T: Serialize>(
     global: &GlobalArgs,
     output: Option<&String>,
@@ -429,12 +429,12 @@ fn print_report_of_run<T: Serialize>(
     global.write_result(&lines, report)
 }
 
-/// The scores of a report that was kept on one line.
+/// Formats the scores of a kept report on one line.
 #[cfg(feature = "torch")]
 fn kept_line(report: &serde_json::Value) -> String {
     let score = |name: &str| report[name].as_f64().map(|share| format!("{:.2} %", 100.0 * share));
     let mut said = vec![score("top1").map_or_else(|| "no score".to_owned(), |top1| format!("top-1 {top1}"))];
-    // Among the five best of fewer neighbours or classes is everything.
+    // With at most five neighbours or classes, top-5 covers all.
     if report["k"].as_u64().is_none_or(|k| k >= 5) && report["classes"].as_u64().is_none_or(|n| n > 5) {
         said.extend(score("top5").map(|top5| format!("top-5 {top5}")));
     }

@@ -1,14 +1,12 @@
-//! What the process itself needs: signals that ask a job to stop, memory, and the program beside it that is
-//! linked to libtorch.
+//! Process-level concerns: signals that stop a job, memory, and the sibling program that is linked to libtorch.
 //!
-//! What saves checkpoints stops on purpose. Everything else continues from its files when it is started again: there a
-//! signal may end the process where it is, as the system's default does, except for the first process of a container,
-//! which the system shields from signals that it does not handle.
+//! Jobs with checkpoints stop in a controlled way. All other jobs continue from their files when restarted,
+//! so a signal may end the process at once, which is the system's default. The exception is the first process
+//! of a container, which the system shields from signals that it does not handle.
 //!
-//! OpenMP reads the environment when it is loaded, which is before `main`: settings that the user left open
-//! are made by starting the program once more in the same process. A waiting thread spins by default, which
-//! takes the time of whatever else runs on its core; and the number of threads is that of the machine's
-//! cores, whatever quota a container has.
+//! OpenMP reads the environment when it is loaded, before `main`. So settings that the user left open are set by
+//! executing the program again in the same process. By default a waiting thread spins, which takes time from others on
+//! its core, and the number of threads is that of the machine's cores, even if a container has a smaller quota.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -33,8 +31,8 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
             while signals.recv().await.is_some() {
                 let again = flag.swap(true, Ordering::Relaxed);
                 if again && kind == SignalKind::interrupt() {
-                    // Who presses Ctrl-C twice does not want to wait for a checkpoint.
-                    // Without exit handlers: threads are at work.
+                    // A second Ctrl-C asks not to wait for a checkpoint. Exit handlers are skipped, as
+                    // threads are at work.
                     crate::distributed::end_process(code_of(kind));
                 }
                 if kind == SignalKind::interrupt() {
@@ -48,8 +46,8 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends the process by `end` at a SIGTERM or SIGINT if it is the first one of a container, as these would end
-/// any other.
+/// Ends the process by `end` at a SIGTERM or SIGINT if it is the first one of a container; these signals end
+/// any other process by default.
 pub(super) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
@@ -66,65 +64,65 @@ pub(super) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The code that a shell gives for a signal.
+/// Returns the exit code that a shell reports for a signal.
 fn code_of(kind: SignalKind) -> u8 {
     (128 + kind.as_raw_value()) as u8
 }
 
-/// Ends the process from a signal's task, which has no error to return.
+/// Ends the process from a signal's task, which cannot return an error.
 #[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
 pub(super) fn end(code: u8) -> ! {
     std::process::exit(code.into())
 }
 
-/// Arenas from which the threads of a process take their memory.
+/// Number of allocation arenas of a process.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 2;
-/// Bytes from which a buffer returns to the system as soon as it is dropped.
+/// Size in bytes from which a buffer returns to the system as soon as it is dropped.
 #[cfg(all(target_env = "gnu", feature = "torch"))]
 const LARGE_BYTES: libc::c_int = 1 << 20;
 
-/// Bounds what is kept of the buffers of a table that is read in parts, unless the environment says how. By
-/// default glibc has up to eight arenas a core, one for each thread that reads, and each keeps the largest
-/// buffers that it had.
+/// Limits the memory retained from buffers of a table that is read in parts, unless the environment sets a
+/// limit. By default glibc has up to eight arenas per core, one for each reading thread, and each retains the
+/// largest buffers that it had.
 pub(super) fn limit_arenas() {
     #[cfg(target_env = "gnu")]
     set("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, ARENAS);
 }
 
-/// Returns large buffers to the system when they are dropped, unless the environment says how. By default
-/// glibc keeps those of up to 32 MiB, and buffers of several sizes in turns leave gaps that no other fits.
-/// New ones then cost page faults.
+/// Returns large buffers to the system when they are dropped, unless the environment sets a threshold. By
+/// default glibc retains those of up to 32 MiB, and alternating sizes leave gaps that no other buffer fits.
+/// New buffers then cost page faults.
 #[cfg(feature = "torch")]
 pub(super) fn return_large_buffers() {
     #[cfg(target_env = "gnu")]
     set("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, LARGE_BYTES);
 }
 
-/// Sets an option of glibc's allocator that the environment leaves open.
+/// Sets an option of glibc's allocator unless the environment sets it.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "nothing safe offers mallopt")]
 fn set(variable: &str, option: libc::c_int, value: libc::c_int) {
     if std::env::var_os(variable).is_none() {
-        // SAFETY: it takes two numbers, and may be called at any time.
+        // SAFETY: takes two numbers, and may be called at any time.
         unsafe { libc::mallopt(option, value) };
     }
 }
 
-/// The program that computes.
+/// Program with the commands that need libtorch.
 const PROGRAM: &str = "instdisc-torch";
-/// What it needs of libtorch.
+/// Library of libtorch that this program needs.
 const LIBTORCH: &str = "libtorch_cpu.so";
-/// The version that it was compiled for; libtorch keeps no binary interface from one to the next.
+/// Version that the program was compiled for; libtorch's binary interface changes with each version.
 const VERSION: &str = match option_env!("INSTDISC_TORCH_VERSION") {
     Some(version) => version,
     None => "",
 };
 
-/// Runs the same command line by the program beside this one, in this process; returns only if that fails.
+/// Executes the sibling program with the same command line, in this process; returns only if that fails.
 ///
 /// # Errors
-/// If that program is missing, or does not find the libtorch that it needs.
+/// If that program is missing, or does not find its libtorch.
 pub(super) fn run_beside() -> anyhow::Result<()> {
     let own = std::env::current_exe()?;
     let program = own.canonicalize()?.with_file_name(PROGRAM);
@@ -139,13 +137,13 @@ pub(super) fn run_beside() -> anyhow::Result<()> {
     check_libtorch(&program)?;
     let mut words = std::env::args_os();
     let mut command = Command::new(&program);
-    // So that errors name the program that was called.
+    // Makes errors name the program that the user called.
     command.arg0(words.next().unwrap_or_else(|| own.into())).args(words);
     #[cfg(feature = "torch")]
     command.envs(missing_settings());
     let error = command.exec();
     let reason = format!("{}: {error}", program.display());
-    // Anything else may pass: too little memory, a program that is being replaced.
+    // Any other error may be temporary: too little memory, or a program that is being replaced.
     let stays = [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC].map(|errno| Some(errno.raw_os_error()));
     if stays.contains(&error.raw_os_error()) {
         return Err(WrongConfig(reason).into());
@@ -153,7 +151,7 @@ pub(super) fn run_beside() -> anyhow::Result<()> {
     Err(error).context(program.display().to_string())
 }
 
-/// Asks the loader, as `ldd` does, which libraries it finds: its own error does not say what to install.
+/// Asks the loader, as `ldd` does, which libraries it finds; the loader's own error does not say what to install.
 fn check_libtorch(program: &Path) -> Result<(), WrongConfig> {
     let Ok(traced) = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output() else {
         return Ok(());
@@ -190,14 +188,14 @@ fn check_libtorch(program: &Path) -> Result<(), WrongConfig> {
     }
 }
 
-/// What the loader says.
+/// Result of the loader's search.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
-    /// A library that it does not find.
+    /// Library that was not found.
     Missing(String),
-    /// The file of libtorch.
+    /// Location of libtorch.
     At(PathBuf),
-    /// Nothing of libtorch.
+    /// No mention of libtorch.
     Unknown,
 }
 
@@ -213,7 +211,7 @@ impl Found {
     }
 }
 
-/// The numbers of the version of the torch package that a library is of.
+/// Returns the version number of the torch package that a library belongs to.
 fn version_at(library: &Path) -> Option<String> {
     let text = std::fs::read_to_string(library.parent()?.parent()?.join("version.py")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
@@ -222,15 +220,15 @@ fn version_at(library: &Path) -> Option<String> {
     Some(version[..end].to_owned())
 }
 
-/// The settings that the environment leaves open.
+/// Returns the settings that the environment leaves open.
 #[cfg(feature = "torch")]
 fn missing_settings() -> Vec<(&'static str, String)> {
     let cores = std::thread::available_parallelism().map(usize::from).ok();
     settings(|name| std::env::var_os(name).is_some(), cores)
 }
 
-/// Restarts the program with the settings that the environment leaves open; returns where there are none, as where
-/// `instdisc` has run it.
+/// Restarts the program with the settings that the environment leaves open. Returns if there are none, as
+/// after a start by `instdisc`.
 #[cfg(feature = "torch")]
 pub(super) fn apply_settings() {
     let settings = missing_settings();
@@ -240,7 +238,7 @@ pub(super) fn apply_settings() {
     if let Some(name) = words.next() {
         command.arg0(name);
     }
-    // Where it cannot be started again, it works as it is, more slowly on a shared machine.
+    // If the restart fails, continue without it, more slowly on a shared machine.
     let _ = command.args(words).envs(settings).exec();
 }
 

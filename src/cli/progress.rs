@@ -1,4 +1,4 @@
-//! Logs and progress on stderr: bars where it is a terminal, a line every so often where it is none.
+//! Logs and progress on stderr: bars on a terminal, and periodic lines elsewhere.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +13,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::progress::Progress;
 
-/// How often a line is written where there is no terminal.
+/// Interval between progress lines without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
-/// Less time than this gives no rate.
+/// Shortest time from which a rate is computed.
 const LEAST_MEASURED: Duration = Duration::from_millis(200);
 
 fn bars() -> &'static MultiProgress {
@@ -23,30 +23,30 @@ fn bars() -> &'static MultiProgress {
     BARS.get_or_init(MultiProgress::new)
 }
 
-/// What each line begins with.
+/// Prefix of each line.
 static LABEL: OnceLock<String> = OnceLock::new();
 
-/// Whether the log's information is left to another process.
+/// Whether this process logs only warnings, as another logs the information.
 static ONLY_WARNINGS: AtomicBool = AtomicBool::new(false);
 
-/// Begins each line from now on with the rank; what the log says for information only rank 0 says. (What is asked for
-/// with `--log debug` all say.)
+/// Prefixes each further line with the rank, and restricts information in the log to rank 0. Output of `--log
+/// debug` is not restricted.
 #[cfg(feature = "torch")]
 pub(super) fn speak_as_rank(rank: usize) {
     LABEL.get_or_init(|| format!("rank {rank}: "));
     ONLY_WARNINGS.store(rank > 0, Ordering::Relaxed);
 }
 
-/// Writes a line to stderr without tearing the bars.
+/// Writes a line to stderr without disturbing the bars.
 pub(super) fn say(line: &str) {
     let label = LABEL.get().map_or("", String::as_str);
     bars().suspend(|| {
-        // There is nobody left to tell when stderr is gone. One write, so that processes do not mix lines.
+        // Errors are ignored, as stderr is gone. A single write, so that processes do not mix lines.
         let _ = std::io::stderr().write_all(format!("{label}{line}\n").as_bytes());
     });
 }
 
-/// When something ends that takes this long, by the clock of this machine: `at 17:40`, on another day with its date.
+/// Formats the local time at which something ends that takes this long: `at 17:40`, with the date if on another day.
 #[cfg(feature = "torch")]
 pub(super) fn end_of_day(left: Duration) -> String {
     end_after(chrono::Local::now().fixed_offset(), left)
@@ -62,7 +62,7 @@ fn end_after(now: chrono::DateTime<chrono::FixedOffset>, left: Duration) -> Stri
     }
 }
 
-/// Names the command that mostly follows.
+/// Suggests the next command.
 pub(super) fn say_next(command: &str) {
     say(&format!("next: {command}"));
 }
@@ -76,7 +76,7 @@ pub(super) fn start_logs(filter: &str) -> anyhow::Result<()> {
         .with_target(false)
         .with_ansi(is_terminal)
         .with_writer(AboveBars);
-    // A person at a terminal sees when a line appears.
+    // A person at a terminal sees the time of each line.
     if is_terminal {
         logs.without_time().init()
     } else {
@@ -85,7 +85,7 @@ pub(super) fn start_logs(filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes log lines above the bars.
+/// Writer of log lines above the bars.
 struct AboveBars;
 
 struct LineAboveBars {
@@ -126,13 +126,13 @@ impl Drop for LineAboveBars {
     }
 }
 
-/// A bar with a message, or lines in its stead.
+/// Bar with a message, or lines without a terminal.
 pub(super) struct Meter {
     bar: Option<ProgressBar>,
     stage: String,
     total: u64,
     done: u64,
-    /// What was done before this call.
+    /// Items done before this call.
     before: u64,
     started: Instant,
     last_line: Instant,
@@ -142,7 +142,7 @@ impl Meter {
     /// Starts to show a stage of `total` items.
     pub(super) fn new(stage: &str, total: u64, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            // Not indicatif's rate: it would count what was done before.
+            // Not indicatif's rate, which would count items from before.
             let style =
                 ProgressStyle::with_template("{prefix:>8} [{bar:20}] {human_pos}/{human_len}{wide_msg}");
             let bar = bars().add(ProgressBar::new(total));
@@ -155,7 +155,7 @@ impl Meter {
         Self { bar, stage: stage.to_owned(), total, done, before: done, started: now, last_line: now }
     }
 
-    /// Counts items, with a message of the moment.
+    /// Counts items and shows a current message.
     pub(super) fn advance(&mut self, items: u64, message: &str) {
         self.done += items;
         if let Some(bar) = &self.bar {
@@ -167,10 +167,10 @@ impl Meter {
         }
     }
 
-    /// Leaves this time out of rate and time left: something else was done.
+    /// Excludes time spent on something else from rate and remaining time.
     #[cfg(feature = "torch")]
     pub(super) fn paused(&mut self, pause: Duration) {
-        // What was paused for may have begun before the meter.
+        // The pause may have begun before the meter.
         self.started = (self.started + pause).min(Instant::now());
     }
 
@@ -180,7 +180,7 @@ impl Meter {
         say(&format!("{stage}: {done}/{total} ({share:.0} %){}", self.message(message)));
     }
 
-    /// The pace, and what is to be said of the moment.
+    /// Formats the pace and the current message.
     fn message(&self, message: &str) -> String {
         let pace = self.pace().map(|(rate, left)| format!(" {rate:.1}/s, {} left", HumanDuration(left)));
         let comma = if pace.is_some() { "," } else { "" };
@@ -188,7 +188,7 @@ impl Meter {
         pace.unwrap_or_default() + &message
     }
 
-    /// Items a second and the time left, once enough is done to tell.
+    /// Returns items per second and the remaining time, once measurable.
     fn pace(&self) -> Option<(f64, Duration)> {
         let elapsed = self.started.elapsed();
         let done = self.done - self.before;
@@ -209,7 +209,7 @@ impl Drop for Meter {
     }
 }
 
-/// Shows the stages of a job one after the other.
+/// Terminal display of a job's stages, one after the other.
 #[derive(Default)]
 pub(super) struct Terminal<'a> {
     /// The name of every stage, in the place of its own.

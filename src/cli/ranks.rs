@@ -1,4 +1,4 @@
-//! Several processes that do one job.
+//! Flags and coordination of several processes that do one job.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use super::progress::{say, speak_as_rank};
 use crate::commands::CommandError;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags, end_process};
 
-/// Which process of a job this is. torchrun and srun say it in the environment; flags win.
+/// Rank of this process. Flags win over the environment of torchrun and srun.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Several processes")]
 pub(super) struct RankFlags {
-    /// The number of this process, from 0 [default: what torchrun or srun says]
+    /// Number of this process, from 0 [default: from torchrun or srun]
     #[arg(long, value_name = "N", requires_all = ["world_size", "master"])]
     rank: Option<usize>,
-    /// How many processes there are
+    /// Number of processes
     #[arg(long, value_name = "N", requires = "rank")]
     world_size: Option<usize>,
-    /// Where process 0 listens
+    /// Address that process 0 listens on
     #[arg(long, value_name = "HOST:PORT", requires = "rank")]
     master: Option<String>,
     /// Count another process as lost after this many seconds without an answer
@@ -28,7 +28,7 @@ pub(super) struct RankFlags {
     collective_timeout: u64,
 }
 
-/// Tells the other processes how this one fails.
+/// Reports this process's failure to the others.
 pub(super) fn tell<T>(group: &ProcessGroup, done: anyhow::Result<T>) -> anyhow::Result<T> {
     done.inspect_err(|error| {
         let of_another = error.downcast_ref().is_some_and(CommandError::is_of_another_process);
@@ -38,14 +38,14 @@ pub(super) fn tell<T>(group: &ProcessGroup, done: anyhow::Result<T>) -> anyhow::
     })
 }
 
-/// Ends the process: others were lost, and it is blocked.
+/// Ends the process, which is blocked because others were lost.
 pub(super) fn end_as_lost(error: DistributedError) {
     say(&format!("error: {error}"));
     end_process(error.failure().exit_code());
 }
 
 impl RankFlags {
-    /// Which process this is; from now on its lines begin with its rank, where there are several.
+    /// Finds the rank of this process. With several processes, prefixes its further lines with the rank.
     pub(super) fn rendezvous(&self) -> Result<Rendezvous, DistributedError> {
         let Self { rank, world_size, master, .. } = self;
         let flags = RendezvousFlags { rank: *rank, world_size: *world_size, master: master.clone() };
@@ -56,7 +56,7 @@ impl RankFlags {
         Ok(rendezvous)
     }
 
-    /// Of an error before this process joins the others, which wait for it, they are told.
+    /// Reports an error of this process to the others, which wait for it to join.
     pub(super) fn told<T>(
         &self,
         rendezvous: &Rendezvous,
@@ -78,7 +78,7 @@ impl RankFlags {
         Duration::from_secs(self.collective_timeout)
     }
 
-    /// Brings the processes together for work whose results are on the host.
+    /// Connects the processes for work whose results are on the host.
     pub(super) fn join(&self, rendezvous: &Rendezvous) -> Result<ProcessGroup, DistributedError> {
         ProcessGroup::join_on_host(rendezvous, self.timeout())
     }

@@ -11,40 +11,40 @@ use crate::run_config::RecipeKind;
 
 /// Draw an image as the network saw it in some epochs, beside the original with the crop marked.
 ///
-/// Seed, epoch and instance decide the pixels, so they equal those of a run with this seed, recipe and size.
-/// --run takes these from a run. The drawn augmentations go to stdout as JSON.
+/// Seed, epoch and instance determine the pixels, so they equal those of a run with this seed, recipe and
+/// size. --run takes these from a run. The applied augmentations go to stdout as JSON.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 0,17 --output x.png")]
 pub(super) struct RenderArgs {
-    /// The dataset's folder
+    /// Folder of the dataset
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The run or checkpoint whose split, seed, recipe and size to use; options given here win
+    /// Run or checkpoint with the split, seed, recipe and size to use; options given here win
     #[arg(long, value_name = "URL")]
     run: Option<String>,
-    /// The dataset's split [default: that of --run, else train]
+    /// Split of the dataset [default: that of --run, else train]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
-    /// The instance
+    /// Instance to draw
     #[arg(long, value_name = "N")]
     instance: u32,
-    /// The epochs, separated by commas, one row of the drawing each; 0 is epoch 1 in a run's lines
+    /// Epochs, separated by commas, one row of the drawing each; 0 is epoch 1 in a run's lines
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
     epoch: Vec<u64>,
-    /// The seed of the run [default: that of --run, else 0]
+    /// Seed of the run [default: that of --run, else 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The recipe of the run [default: that of --run, else imagenet]
+    /// Recipe of the run [default: that of --run, else imagenet]
     #[arg(long, value_parser = choice::<RecipeKind>())]
     recipe: Option<RecipeKind>,
-    /// The side of the network's images, in pixels [default: that of --run, else 224]
+    /// Side of the network's images, in pixels [default: that of --run, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     image_size: Option<u32>,
-    /// Draw each pixel as a square of N by N [default: what makes the network's images 128 pixels wide or more]
+    /// Draw each pixel as a square of N by N [default: such that the network's images are at least 128 pixels wide]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     scale: Option<u32>,
-    /// The PNG file to write
+    /// PNG file to write
     #[arg(long, value_name = "URL")]
     output: String,
 }

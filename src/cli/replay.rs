@@ -19,52 +19,52 @@ use crate::units::{BankMomentum, Temperature};
 
 /// Run objective and bank update on given tensors, to compare implementations number by number.
 ///
-/// The input (safetensors) holds `bank` (n × dim), and for each step t from 0 `features_t` (batch × dim),
-/// `ids_t` (batch) and, for nce and infonce, `negatives_t` (batch × K, or K rows that all share); ids are int32
-/// or int64. The output holds `loss_t`, `gradient_t` (batch × dim) with respect to the features, `bank_t`
-/// (n × dim) after the step's update, and, for nce, `z_t`, the Z of that step. Z is estimated from step 0.
+/// The input (safetensors) has `bank` (n × dim), and for each step t from 0 `features_t` (batch × dim),
+/// `ids_t` (batch) and, for nce and infonce, `negatives_t` (batch × K, or K shared rows); ids are int32 or
+/// int64. The output has `loss_t`, `gradient_t` (batch × dim) with respect to the features, `bank_t` (n ×
+/// dim) after the step's update, and, for nce, `z_t`, the Z of that step. Z is estimated from step 0.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc replay --input in.safetensors --output out.safetensors --objective nce \\
     --temperature 0.07 --bank-momentum 0.5")]
 pub(super) struct ReplayArgs {
-    /// The file of given tensors
+    /// File of input tensors
     #[arg(long, value_name = "FILE", value_parser = super::local_path)]
     input: PathBuf,
-    /// The file of results
+    /// File of results
     #[arg(long, value_name = "FILE", value_parser = super::local_path)]
     output: PathBuf,
-    /// The objective
+    /// Training objective
     #[arg(long, value_parser = choice::<ObjectiveKind>(), value_name = "NAME", default_value = "nce")]
     objective: ObjectiveKind,
-    /// τ, by which similarities are divided
+    /// Temperature τ, by which similarities are divided
     #[arg(long, value_name = "TAU", default_value = "0.07")]
     temperature: Temperature,
-    /// The weight of the OLD row when the bank is updated
+    /// Weight of the OLD row when the bank is updated
     #[arg(long, value_name = "M", default_value = "0.5")]
     bank_momentum: BankMomentum,
-    /// Added to the noise's probability (nce); the reference has 1e-7
+    /// Constant added to the noise's probability (nce); the reference has 1e-7
     #[arg(long, value_name = "EPS", default_value_t = 0.0)]
     eps: f64,
-    /// Where Z comes from (nce): fixed (step 0), ema (a moving average), or a number
+    /// Source of Z (nce): fixed (step 0), ema (a moving average), or a number
     #[arg(long, value_name = "CHOICE", default_value_t = PartitionChoice::Fixed)]
     partition: PartitionChoice,
-    /// The weight of the old Z in the moving average
+    /// Weight of the old Z in the moving average
     #[arg(long, value_name = "D", default_value_t = 0.99)]
     partition_decay: f64,
-    /// λ of the proximal term
+    /// Weight λ of the proximal term
     #[arg(long, value_name = "LAMBDA", default_value_t = 0.0)]
     proximal_weight: f64,
-    /// Leave out a sampled row that is the query's own
+    /// Exclude a sampled row that is the query's own
     #[arg(long)]
     exclude_positive: bool,
-    /// The type in which the bank keeps its numbers
+    /// Number type of the bank's rows
     #[arg(long, value_parser = choice::<BankDtype>(), value_name = "NAME", default_value = "f32")]
     bank_dtype: BankDtype,
-    /// Where to compute: auto, cpu or cuda:N
+    /// Device: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: DeviceChoice,
-    /// Evaluate as this many owners of parts of the bank would
+    /// Evaluate like this many owners of bank shards
     #[arg(long, value_name = "N", default_value_t = 1)]
     blocks: usize,
 }
@@ -150,7 +150,7 @@ fn negatives(
     Ok(Some(Negatives::given(rows)))
 }
 
-/// The tensor as int64, every value a row of the bank.
+/// Converts the tensor to int64, and checks that every value is a row of the bank.
 fn indices(tensor: &Tensor, name: &str, instances: i64) -> anyhow::Result<Tensor> {
     if !matches!(tensor.kind(), Kind::Int | Kind::Int64) {
         bail!("{name}: its type is {:?}, not an integer", tensor.kind());

@@ -8,26 +8,25 @@ use super::progress::Terminal;
 use super::write_json;
 use crate::ingest::{SynthOptions, synth};
 
-/// Write a small labelled image set in ImageFolder layout (train and val), for trying things out.
+/// Write a small labelled image set in ImageFolder layout (train and val), for experiments.
 ///
-/// The classes are textured shapes; pose, scale, colours and background are random and say nothing of the
-/// class.
+/// The classes are textured shapes; pose, scale, colours and background are random and do not depend on the class.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  instdisc synth --dest images")]
 pub(super) struct SynthArgs {
-    /// The folder to write; it must be empty or absent
+    /// Folder to write; must be empty or absent
     #[arg(long, value_name = "PATH", value_parser = super::local_path)]
     dest: PathBuf,
-    /// Training images of each class
+    /// Training images per class
     #[arg(long, value_name = "N", default_value_t = SynthOptions::default().train_per_class)]
     train_per_class: usize,
-    /// Validation images of each class
+    /// Validation images per class
     #[arg(long, value_name = "N", default_value_t = SynthOptions::default().val_per_class)]
     val_per_class: usize,
-    /// The side of an image, in pixels
+    /// Side of an image, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = SynthOptions::default().image_size)]
     image_size: u32,
-    /// The seed of everything random
+    /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }

@@ -3,10 +3,10 @@ mod scripts;
 
 use super::*;
 
-/// Reads a command line, which begins with the program's name, without running it.
+/// Parses a command line, which begins with the program's name, without running it.
 ///
 /// # Errors
-/// What is wrong with it, as the program would say.
+/// The program's error text.
 fn check_command_line(words: &[String]) -> Result<(), String> {
     let matches = command_line().try_get_matches_from(words).map_err(|error| error.to_string())?;
     <Cli as clap::FromArgMatches>::from_arg_matches(&matches).map(drop).map_err(|error| error.to_string())
@@ -41,7 +41,7 @@ fn options_of_stores_are_in_the_help_of_commands_that_take_a_location_alone() {
     for path in ["synth", "completions"] {
         assert_eq!(of_stores(path), "", "{path}");
     }
-    // Hidden is not refused.
+    // Hidden options are still accepted.
     for words in ["synth --dest a --retry-seconds 5", "--single-writer synth --dest a"] {
         let words: Vec<String> = format!("instdisc {words}").split(' ').map(str::to_owned).collect();
         assert_eq!(check_command_line(&words), Ok(()));

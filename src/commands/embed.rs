@@ -1,4 +1,4 @@
-//! `embed`: the features of a split under a checkpoint's encoder, as feature tables.
+//! `embed`: writes the features of a split under a checkpoint's encoder as feature tables.
 
 use super::CommandError;
 use super::run::{Machine, RunDataset, is_own};
@@ -9,27 +9,27 @@ use crate::model::FeatureLayer;
 use crate::progress::Progress;
 use crate::storage::{Location, Published};
 
-/// The tables of a split.
+/// Tables of a split.
 #[derive(Clone, Debug)]
 pub struct EmbedReport {
     /// Whether the checkpoint was trained on this dataset.
     pub is_own_dataset: bool,
     /// Whether the checkpoint was trained on this split.
     pub is_trained_split: bool,
-    /// Whether the checkpoint has a bank; that of a fine-tuning has none.
+    /// Whether the checkpoint has a bank; one of a fine-tuning has none.
     pub has_bank: bool,
-    /// The tables, in the order of the outputs.
+    /// Tables, in the order of the outputs.
     pub tables: Vec<EmbeddedTable>,
 }
 
-/// A feature table.
+/// Feature table of one layer.
 #[derive(Clone, Debug)]
 pub struct EmbeddedTable {
-    /// The layer.
+    /// Embedded layer.
     pub layer: FeatureLayer,
-    /// The file.
+    /// File of the table.
     pub output: Location,
-    /// What was published; `None` for an equal table that existed and was kept.
+    /// Publication; `None` for an equal table that already existed.
     pub published: Option<Published>,
 }
 
@@ -52,8 +52,8 @@ pub fn open_embedding(
     Ok(dataset.embedding(&checkpoint, &dataset.split, rows, machine))
 }
 
-/// Embeds a split to a feature table for each layer. Several processes embed a share each, and rank 0 returns
-/// the report.
+/// Embeds a split to a feature table for each layer. Each of several processes embeds a share, and rank 0
+/// returns the report.
 ///
 /// # Errors
 /// If images cannot be read, another file occupies an output, or the store fails.

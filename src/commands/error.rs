@@ -1,4 +1,4 @@
-//! Why a command fails.
+//! Errors of commands.
 
 use crate::checkpoint::CheckpointError;
 use crate::dataset::DatasetError;
@@ -9,47 +9,47 @@ use crate::image::ImageError;
 use crate::loader::LoaderError;
 use crate::storage::StorageError;
 
-/// A command fails.
+/// Error of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// The options do not fit together.
+    /// The options contradict each other.
     #[error("{0}")]
     Usage(String),
-    /// The data are wrong.
+    /// The data are invalid.
     #[error("{0}")]
     Data(String),
-    /// A folder or file that no command reads.
+    /// No command reads this folder or file.
     #[error("{location}: neither a dataset, a run, a checkpoint nor a feature table")]
     Unknown {
-        /// The folder or file.
+        /// Name of the folder or file.
         location: String,
-        /// Why it is not a dataset.
+        /// Reason why it is not a dataset.
         source: DatasetError,
     },
-    /// The checkpoint was trained on another dataset, and no split takes the place of its training images.
+    /// The checkpoint was trained on another dataset, and no split replaces its training images.
     #[error(
         "the checkpoint {checkpoint} was trained on the dataset {expected:.12}…, not on --dataset {dataset} \
          ({actual:.12}…): give that dataset, or to score this one by its own training images `--train-split \
          NAME`, for `knn` with `--feature projection`"
     )]
     OtherDataset {
-        /// The checkpoint's folder.
+        /// Folder of the checkpoint.
         checkpoint: String,
-        /// The digest of the dataset that it was trained on.
+        /// Digest of the dataset that the checkpoint was trained on.
         expected: String,
-        /// The dataset given.
+        /// Location of the given dataset.
         dataset: String,
-        /// Its digest.
+        /// Digest of that dataset.
         actual: String,
     },
-    /// Features cannot be evaluated.
+    /// The features could not be evaluated.
     #[error(transparent)]
     Eval(#[from] EvalError),
-    /// Images cannot be embedded.
+    /// The images could not be embedded.
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Embed(#[from] crate::eval::EmbedError),
-    /// A fine-tuning ends early.
+    /// A fine-tuning ended early.
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Train(#[from] crate::train::TrainError),
@@ -57,34 +57,34 @@ pub enum CommandError {
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Distributed(#[from] crate::distributed::DistributedError),
-    /// A checkpoint cannot be read.
+    /// A checkpoint could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The dataset cannot be read.
+    /// The dataset could not be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// Images cannot be read.
+    /// Images could not be read.
     #[error(transparent)]
     Loader(#[from] LoaderError),
-    /// A feature table cannot be read.
+    /// A feature table could not be read.
     #[error(transparent)]
     Table(#[from] TableError),
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// Threads cannot be started.
+    /// Threads could not be started.
     #[error(transparent)]
     Threads(#[from] rayon::ThreadPoolBuildError),
-    /// An image cannot be encoded.
+    /// An image could not be encoded.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A report cannot be written as JSON.
+    /// A report could not be written as JSON.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
 }
 
 impl CommandError {
-    /// Whether another process failed, which tells all others itself.
+    /// Returns whether another process failed, which itself informs all others.
     #[cfg(feature = "torch")]
     pub fn is_of_another_process(&self) -> bool {
         match self {
@@ -97,7 +97,7 @@ impl CommandError {
         }
     }
 
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, which selects the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Usage(_) => Failure::Usage,

@@ -1,8 +1,8 @@
-//! `export`: features and weights in the formats of other programs. Images are the work of
-//! [`ingest::export`](crate::ingest::export).
+//! `export`: features and weights in the formats of other programs. [`ingest::export`](crate::ingest::export)
+//! exports images.
 //!
-//! Feature tables become Parquet, and files for TensorBoard's embedding projector. Weights become one file
-//! for torchvision, or a folder for timm or transformers.
+//! Feature tables become Parquet, or files for TensorBoard's embedding projector. Weights become one file for
+//! torchvision, or a folder for timm or transformers.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -30,24 +30,24 @@ use crate::image::encode_png;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Location, PublishMode, StorageError, Upload};
 
-/// Rows that are read at a time, and those of a row group.
+/// Rows read at a time, and rows of a row group.
 const ROW_GROUP: usize = 1 << 16;
 
-/// What to export.
+/// Export for TensorBoard's embedding projector.
 #[derive(Clone, Debug)]
 pub struct ProjectorJob {
-    /// The feature table, or a checkpoint or run for its bank.
+    /// Feature table, or a checkpoint or run for its bank.
     pub table: Location,
-    /// The dataset, for the images.
+    /// Dataset with the images.
     pub dataset: Option<Location>,
-    /// The folder to open in TensorBoard.
+    /// Folder to open in TensorBoard.
     pub output: Location,
-    /// Rows at most; of more, a uniform sample.
+    /// Maximum number of rows; larger tables are sampled uniformly.
     pub limit: usize,
 }
 
-/// Opens the bank of a checkpoint or run, or a table with the columns of the format: of other columns it
-/// would not be known what the exports have of them.
+/// Opens the bank of a checkpoint or run, or a table with the format's columns. Other columns are not
+/// accepted, as their meaning in the exports would be unclear.
 fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
     check_whole(place)?;
     Ok(match checkpoint_of_bank(place)? {
@@ -56,8 +56,8 @@ fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
     })
 }
 
-/// Publishes `tensors.tsv`, `metadata.tsv`, with a dataset `sprite.png`, and last `projector_config.pbtxt`. Returns the
-/// number of rows.
+/// Publishes `tensors.tsv`, `metadata.tsv`, `sprite.png` if there is a dataset, and finally
+/// `projector_config.pbtxt`. Returns the number of rows.
 ///
 /// # Errors
 /// If the table or the dataset cannot be read or do not belong together, or the store fails.
@@ -118,8 +118,8 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
     Ok(rows.len())
 }
 
-/// Publishes a feature table, or the bank of a checkpoint or run, with columns `instance_id`, `feature` (a list of the
-/// table's length), `label`, `class` and `updated_step`, and returns the number of rows.
+/// Publishes a feature table, or the bank of a checkpoint or run, with columns `instance_id`, `feature` (a
+/// list of fixed length), `label`, `class` and `updated_step`. Returns the number of rows.
 ///
 /// # Errors
 /// If the table cannot be read, or the store fails.
@@ -177,10 +177,10 @@ pub fn export_parquet(place: &Location, output: &Location) -> Result<usize, Comm
     Ok(table.rows())
 }
 
-/// Publishes a checkpoint's weights as one safetensors file, and returns the number of tensors.
+/// Publishes a checkpoint's weights as one safetensors file. Returns the number of tensors.
 ///
-/// Without the projection, the file holds the backbone alone: a torchvision model whose last layer is
-/// `torch.nn.Identity()` loads it.
+/// Without the projection, the file has only the backbone, for a torchvision model whose last layer is
+/// `torch.nn.Identity()`.
 ///
 /// # Errors
 /// If the checkpoint is damaged, or the store fails.
@@ -198,9 +198,9 @@ pub fn export_torchvision(
     Ok(tensors)
 }
 
-/// A checkpoint's tensors under other names, without those that get none: how many, and a safetensors file.
+/// Renames a checkpoint's tensors, without those that get no name. Returns their count and a safetensors file.
 ///
-/// `counts` adds the number of batches that each batch norm has seen, 0, for libraries that ask for it.
+/// `counts` adds the number of batches seen by each batch norm, 0, for libraries that require it.
 ///
 /// # Errors
 /// If the checkpoint is damaged, or the store fails.
@@ -224,7 +224,7 @@ fn weights(
         let none = TensorView::new(Dtype::I64, Vec::new(), &[0; 8]).map_err(|_| damaged())?;
         kept.extend(names.into_iter().map(|name| (name, none.clone())));
     }
-    // PyTorch's tools look for the first entry.
+    // PyTorch's tools require the first entry.
     let about = HashMap::from([
         ("format".to_owned(), "pt".to_owned()),
         ("arch".to_owned(), arch.to_owned()),
@@ -235,21 +235,20 @@ fn weights(
     Ok((count, file))
 }
 
-/// Brings the metadata of a safetensors file into the order of their keys. They come out of a hash map, and the same
-/// weights shall give the same bytes.
+/// Sorts the metadata of a safetensors file by key, as hash maps are unordered and equal weights must give equal bytes.
 fn sort_metadata(file: &mut [u8]) -> Option<()> {
     let (length, rest) = file.split_first_chunk_mut::<8>()?;
     let header = rest.get_mut(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
     let mut entries: Map<String, Value> = serde_json::from_slice(header).ok()?;
     entries.get_mut("__metadata__")?.as_object_mut()?.sort_keys();
-    // Spaces fill it up, as they did.
+    // Pad with spaces to the old length.
     let text = serde_json::to_vec(&entries).ok()?;
     header.get_mut(..text.len())?.copy_from_slice(&text);
     header[text.len()..].fill(b' ');
     Some(())
 }
 
-/// Whose names and configuration the folder has.
+/// Library whose names and configuration the folder has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hub {
     /// `timm.create_model("local-dir:FOLDER")`
@@ -258,14 +257,14 @@ pub enum Hub {
     HuggingFace,
 }
 
-/// Publishes a checkpoint's encoder as a folder, and returns the number of tensors. The model's logits are
-/// the embedding before it is normalised.
+/// Publishes a checkpoint's encoder as a folder. Returns the number of tensors. The model's logits are the
+/// embedding before normalisation.
 ///
 /// # Errors
-/// If neither library has the network, the folder holds files, the checkpoint is damaged, or the store fails.
+/// If neither library has the network, the folder is not empty, the checkpoint is damaged, or the store fails.
 ///
 /// # Source
-/// timm's `ResNet` has torchvision's names; transformers' are those of `ResNetForImageClassification`.
+/// timm's `ResNet` has torchvision's names; transformers' names are those of `ResNetForImageClassification`.
 pub fn export_hub(folder: &Location, output: &Location, hub: Hub) -> Result<usize, CommandError> {
     let checkpoint = Checkpoint::open(folder)?;
     let encoder = checkpoint.state()?.encoder;
@@ -276,7 +275,7 @@ pub fn export_hub(folder: &Location, output: &Location, hub: Hub) -> Result<usiz
              jobs/tools/cifar_resnet.py load it in PyTorch"
         )));
     };
-    // Files of another export would be loaded with these, and a README.md may be the user's.
+    // The library would load another export's files too, and a README.md may be the user's.
     if let Some(file) = output.list()?.first() {
         let reason =
             format!("--output {output}: it holds `{}`; give a folder that is new or empty", file.name);
@@ -294,7 +293,7 @@ pub fn export_hub(folder: &Location, output: &Location, hub: Hub) -> Result<usiz
     if hub == Hub::HuggingFace {
         write("preprocessor_config.json", serde_json::to_vec_pretty(&preprocessing(&encoder))?)?;
     }
-    // Last: without it nothing loads the folder.
+    // Written last, as nothing loads the folder without it.
     let config = match hub {
         Hub::Timm => network.timm(&encoder),
         Hub::HuggingFace => network.transformers(&encoder),
@@ -303,12 +302,12 @@ pub fn export_hub(folder: &Location, output: &Location, hub: Hub) -> Result<usiz
     Ok(tensors)
 }
 
-/// A residual network with a stem for large images.
+/// Residual network with a stem for large images.
 struct Network {
     arch: &'static str,
-    /// Blocks of each stage.
+    /// Number of blocks of each stage.
     depths: [u32; 4],
-    /// Of the last stage.
+    /// Width of the last stage.
     width: u32,
 }
 
@@ -323,7 +322,7 @@ impl Network {
         Self::ALL.into_iter().find(|network| network.arch == arch)
     }
 
-    /// timm's `config.json`.
+    /// Returns timm's `config.json`.
     fn timm(&self, encoder: &Value) -> Value {
         let side = &encoder["image_size"];
         let normalisation = &encoder["normalisation"];
@@ -346,7 +345,7 @@ impl Network {
         })
     }
 
-    /// transformers' `config.json`.
+    /// Returns transformers' `config.json`.
     fn transformers(&self, encoder: &Value) -> Value {
         let dim = encoder["dim"].as_u64().unwrap_or_default();
         let labels: Map<_, _> =
@@ -369,7 +368,7 @@ impl Network {
     }
 }
 
-/// A tensor's name in transformers' `ResNetForImageClassification`.
+/// Returns a tensor's name in transformers' `ResNetForImageClassification`.
 fn name_in_transformers(name: &str) -> Option<String> {
     let embedder = "resnet.embedder.embedder";
     let parts: Vec<&str> = name.split('.').collect();
@@ -397,13 +396,13 @@ fn name_in_transformers(name: &str) -> Option<String> {
     })
 }
 
-/// Of the shorter side, what the evaluation's crop has.
+/// Returns the evaluation crop's side as a fraction of the resized shorter side.
 fn crop_share(encoder: &Value) -> f64 {
     let side = |key: &str| encoder[key].as_f64().unwrap_or(1.0);
     side("image_size") / side("evaluation_resize").max(1.0)
 }
 
-/// What a model of a checkpoint's exported weights takes as images, in words.
+/// Describes the image preprocessing that a model of a checkpoint's exported weights needs.
 ///
 /// # Errors
 /// If the checkpoint is damaged.
@@ -423,7 +422,7 @@ fn preprocessing_words(encoder: &Value) -> String {
     )
 }
 
-/// transformers' `preprocessor_config.json`: resize, centre crop and normalise as the evaluation does.
+/// Returns transformers' `preprocessor_config.json`: resize, centre crop and normalisation as in the evaluation.
 fn preprocessing(encoder: &Value) -> Value {
     const BILINEAR: u32 = 2;
     let side = &encoder["image_size"];
@@ -443,7 +442,7 @@ fn preprocessing(encoder: &Value) -> Value {
     })
 }
 
-/// The reports of the checkpoint's weights beside it, a line of the card each.
+/// Describes the published reports of the checkpoint's weights, one line of the card each.
 fn scores(checkpoint: &Checkpoint) -> Result<Vec<String>, CommandError> {
     let Some(run) = checkpoint.folder().folder().and_then(|checkpoints| checkpoints.folder()) else {
         return Ok(Vec::new());
@@ -468,7 +467,7 @@ fn scores(checkpoint: &Checkpoint) -> Result<Vec<String>, CommandError> {
     Ok(lines)
 }
 
-/// The model card.
+/// Returns the model card.
 fn card(checkpoint: &Checkpoint, hub: Hub, encoder: &Value, scores: &[String]) -> String {
     let manifest = checkpoint.manifest();
     let (library, load) = match hub {

@@ -1,4 +1,4 @@
-//! `finetune`: trains a checkpoint's encoder on few labels, and scores the classifier.
+//! `finetune`: trains a checkpoint's encoder on few labels and scores the classifier.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,22 +23,22 @@ use crate::train::{
     finetune_protocol,
 };
 
-/// What to fine-tune, and by which processes.
+/// Options of a fine-tuning, and its processes.
 #[derive(Clone, Debug)]
 pub struct FinetuneRun {
-    /// The checkpoint with whose encoder it begins.
+    /// Checkpoint with the initial encoder.
     pub checkpoint: Location,
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dataset: Location,
-    /// The folder of the run that is made.
+    /// Folder of the new run.
     pub run: Location,
-    /// Which labels are seen.
+    /// Selection of labels.
     pub labels: LabelOptions,
-    /// The split that is trained on; by default that of the checkpoint's run.
+    /// Split to train on; by default that of the checkpoint's run.
     pub train_split: Option<String>,
-    /// The split that scores the classifier; by default the dataset's first evaluation split.
+    /// Split that scores the classifier; by default the dataset's first evaluation split.
     pub split: Option<String>,
-    /// Which of the run's processes this is.
+    /// Rank of this process, and the meeting point.
     pub rendezvous: Rendezvous,
     /// See [`TrainJob::collective_timeout`].
     pub collective_timeout: Duration,
@@ -46,7 +46,7 @@ pub struct FinetuneRun {
     pub on_lost: fn(DistributedError),
 }
 
-/// A fine-tuning whose options are resolved.
+/// Fine-tuning with resolved options.
 #[derive(Debug)]
 pub struct Finetuning {
     job: FinetuneJob,
@@ -54,23 +54,23 @@ pub struct Finetuning {
     evaluated: Arc<dyn Source>,
 }
 
-/// A finished fine-tuning.
+/// Finished fine-tuning.
 #[derive(Clone, Debug)]
 pub struct Finetuned {
-    /// Its report's file.
+    /// File of the report.
     pub location: Location,
-    /// The report.
+    /// Scores of the classifier.
     pub report: Value,
-    /// Whether the report was there before.
+    /// Whether the report already existed.
     pub is_kept: bool,
 }
 
 impl Finetuning {
-    /// Takes the options that were given over those of the run, where it was begun before, and over
-    /// [`finetune_protocol`]. Notes the settings of a run that was begun.
+    /// Resolves the options: those given, over those of the run if it has started, over
+    /// [`finetune_protocol`]. Reports the settings of a run that has started.
     ///
     /// # Errors
-    /// If checkpoint or dataset cannot be read, or one split would be trained on and scored.
+    /// If checkpoint or dataset cannot be read, or the same split would be trained on and scored.
     pub fn open(of: FinetuneRun, given: &Table, progress: &dyn Progress) -> Result<Self, CommandError> {
         let FinetuneRun { checkpoint: from, dataset, run, labels, .. } = of;
         let mut of_run = Checkpoint::open(&from)?.run_config()?;
@@ -81,7 +81,7 @@ impl Finetuning {
         }
         let mut defaults = finetune_protocol(&of_run);
         if let Some(begun) = &begun {
-            // The encoder is that of the checkpoint, or the resume is refused.
+            // The encoder must be that of the checkpoint; otherwise the resume is rejected.
             let TrainConfig { arch, image_size, .. } = defaults;
             let mut values = defaults.as_begun(&begun.config)?.values();
             let own = TrainConfig::OPTIONS
@@ -112,7 +112,7 @@ impl Finetuning {
         Ok(Self { job: FinetuneJob { train, from, labels }, split, evaluated })
     }
 
-    /// The configuration of the run.
+    /// Returns the configuration of the run.
     pub fn config(&self) -> &TrainConfig {
         &self.job.train.config
     }
@@ -135,7 +135,7 @@ impl Finetuning {
         Ok(Map::from_iter([("top1".to_owned(), json!(top1)), ("top5".to_owned(), json!(top5))]))
     }
 
-    /// The report of the checkpoint after this step; it is made and published where it does not exist. For one process.
+    /// Returns the report of the checkpoint after this step; publishes it if it does not exist. For one process only.
     ///
     /// # Errors
     /// If the checkpoint or an image cannot be read, or the store fails.
@@ -173,7 +173,7 @@ impl Finetuning {
         } else {
             classify(state.encoder, images, batch_size(state.encoder), threads, &UntilStopped(state.stop))
         };
-        // If one process failed, all give up.
+        // If one process failed, all fail.
         let numbers =
             counted.as_ref().map(|score| [score.top1, score.top5, score.rows].map(|hits| hits as u64));
         let of_ranks = state.group.gather_bytes(&json!(numbers.ok()).to_string().into_bytes())?;
@@ -189,7 +189,7 @@ impl Finetuning {
     }
 }
 
-/// The number of epochs, and each option that is not as it was until now.
+/// Lists the number of epochs, and each option whose value differs from before.
 fn settings(config: &TrainConfig, begun: &Value) -> Vec<String> {
     let text = |key: &str, now: &Value| match begun.get(key).filter(|before| *before != now) {
         Some(before) => Some(format!("{key} = {now} (until now {before})")),
@@ -200,7 +200,7 @@ fn settings(config: &TrainConfig, begun: &Value) -> Vec<String> {
     options.filter_map(|option| text(option.key, &values[option.key])).collect()
 }
 
-/// Shows nothing, and ends where the run is to stop.
+/// Progress that shows nothing, and stops with the run.
 struct UntilStopped<'a>(&'a StopFlag);
 
 impl Progress for UntilStopped<'_> {

@@ -1,7 +1,7 @@
-//! `inspect`: what a folder or a single file is.
+//! `inspect`: summarises a folder or a single file.
 //!
-//! Contents decide, not names. Of Parquet files the footer and two small columns are read, unless everything
-//! is checked.
+//! The contents decide the kind, not the name. For Parquet files, only footer and two small columns are read,
+//! unless everything is checked.
 
 mod records;
 mod tables;
@@ -23,24 +23,24 @@ use crate::image::entry_points;
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
-/// Bytes of a file by which its kind is known.
+/// Bytes at the start of a file that identify its kind.
 const HEAD_BYTES: u64 = 4096;
-/// Class names that are shown; the manifest has all of them.
+/// Number of class names shown; the manifest has all of them.
 const FIRST_CLASSES: usize = 10;
-/// The end of the error for an unknown file.
+/// End of the error for an unknown file.
 const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, shards and other Parquet tables, \
                      metrics, reports, weights, class lists, and a run's JSON and TOML files";
-/// The check of a file without a digest in a manifest.
+/// Description of the check of a file without a digest in a manifest.
 const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
 
-/// A summary of a folder or a file, by its contents: a dataset, a run, a checkpoint, a feature table, a shard
-/// or another Parquet table, metrics, a report, weights, a configuration, a class list. The manifest of a
-/// dataset or a checkpoint means its folder. The key `kind` names what it is.
+/// Summarises a folder or a file by its contents: dataset, run, checkpoint, feature table, shard or other
+/// Parquet table, metrics, report, weights, configuration or class list. The manifest of a dataset or
+/// checkpoint stands for its folder. The key `kind` names the kind.
 ///
-/// With `check`, every byte is read and compared with its digest; a file without a digest in a manifest is decoded.
+/// With `check`, every byte is read and compared with its digest; files without a digest in a manifest are decoded.
 ///
 /// # Errors
-/// If it is damaged or unknown, or the store fails.
+/// If the contents are damaged or unknown, or the store fails.
 pub fn inspect(location: &Location, check: bool, progress: &dyn Progress) -> Result<Value, CommandError> {
     let mut summary = summarise_any(location, check, progress)?;
     if check && let Some(object) = summary.as_object_mut() {
@@ -63,7 +63,7 @@ fn summarise_any(location: &Location, check: bool, progress: &dyn Progress) -> R
         let state = checkpoint.state()?;
         let mut summary = serde_json::to_value(checkpoint.manifest())?;
         summary["kind"] = json!("checkpoint");
-        // A classifier has none.
+        // A classifier's checkpoint has no bank.
         if state.config.get("finetune").is_none() {
             let bank = FeatureTable::join(checkpoint.bank_files()?.into_iter().map(part))?;
             summary["bank"] = serde_json::to_value(bank.summary())?;
@@ -90,7 +90,7 @@ fn summarise_any(location: &Location, check: bool, progress: &dyn Progress) -> R
     Ok(dataset_summary(&manifest))
 }
 
-/// What a dataset is, with the first of its classes.
+/// Summarises a dataset, with its first classes.
 fn dataset_summary(manifest: &Manifest) -> Value {
     let split = |split: &Split| {
         json!({
@@ -114,7 +114,7 @@ fn dataset_summary(manifest: &Manifest) -> Value {
     })
 }
 
-/// What a single file is.
+/// Summarises a single file.
 fn inspect_file(location: &Location, check: bool, progress: &dyn Progress) -> Result<Value, CommandError> {
     let head = location.read_range(0..HEAD_BYTES)?;
     let is_in = |name: &str| location.folder().is_some_and(|folder| own_name(&folder) == name);
@@ -124,9 +124,9 @@ fn inspect_file(location: &Location, check: bool, progress: &dyn Progress) -> Re
     if head.starts_with(b"PAR1") {
         return tables::inspect(location, check);
     }
-    // An Arrow IPC file, or a stream.
+    // Arrow IPC file or stream.
     if head.starts_with(b"ARROW1") || head.starts_with(&[0xff; 4]) {
-        // Reading a table checks it whole.
+        // Reading a table checks all of it.
         return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
     }
     if let Some(header) = header_bytes(&head) {
@@ -139,7 +139,7 @@ fn inspect_file(location: &Location, check: bool, progress: &dyn Progress) -> Re
     found.ok_or_else(|| unknown(location, &head))
 }
 
-/// The error of a file that this program does not write.
+/// Returns the error of a file that this program does not write.
 fn unknown(location: &Location, head: &[u8]) -> CommandError {
     const SHOWN_BYTES: usize = 16;
     let begins = match head.len() {
@@ -149,7 +149,7 @@ fn unknown(location: &Location, head: &[u8]) -> CommandError {
     CommandError::Data(format!("{location}: not a file of this program ({begins}); {KNOWN}"))
 }
 
-/// Text as it is, other bytes escaped.
+/// Shows text unchanged, and other bytes escaped.
 fn shown(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains(char::is_control) => text.to_owned(),
@@ -157,13 +157,13 @@ fn shown(bytes: &[u8]) -> String {
     }
 }
 
-/// The name of a file or folder within its own folder, also where it was given by a relative path.
+/// Returns the name of a file or folder within its parent, also for a relative path.
 fn own_name(location: &Location) -> String {
     let local = location.local_path().and_then(std::path::Path::file_name);
     local.map_or_else(|| location.file_name().to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// A summary of a run, by its newest checkpoint, with the names of all.
+/// Summarises a run by its newest checkpoint, and names all checkpoints.
 fn inspect_run(run: &Location, checkpoints: &[(u64, Location)], check: bool) -> Result<Value, CommandError> {
     let (mut newest, mut wrong) = (None, Vec::new());
     for (_, folder) in checkpoints.iter().rev() {
@@ -198,12 +198,12 @@ fn inspect_run(run: &Location, checkpoints: &[(u64, Location)], check: bool) -> 
     }))
 }
 
-/// Bytes before the header: its length.
+/// Bytes before the header, with its length.
 const LENGTH_BYTES: u64 = 8;
-/// The longest header, in bytes, as the format has it.
+/// Maximum length of the header in bytes, according to the format.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
-/// Where the header of a safetensors file ends, if the file begins like one.
+/// Returns the end of a safetensors file's header, if the bytes look like one.
 fn header_bytes(head: &[u8]) -> Option<u64> {
     let (length, rest) = head.split_first_chunk::<8>()?;
     let length = u64::from_le_bytes(*length);
@@ -211,10 +211,10 @@ fn header_bytes(head: &[u8]) -> Option<u64> {
         .then_some(LENGTH_BYTES + length)
 }
 
-/// What the tensors of a file are; its header alone is read, unless everything is to be checked.
+/// Summarises the tensors of a file; reads only its header, unless everything is to be checked.
 ///
 /// # Errors
-/// If it is damaged, or the store fails.
+/// If the file is damaged, or the store fails.
 fn inspect_weights(location: &Location, header_bytes: u64, check: bool) -> Result<Value, CommandError> {
     let damaged =
         |reason: String| CommandError::Data(format!("{location}: not a whole safetensors file: {reason}"));

@@ -1,4 +1,4 @@
-//! `knn`: scores features by their neighbours and publishes report, page and neighbours.
+//! `knn`: scores features by nearest neighbours and publishes report, page and neighbours.
 
 #[cfg(feature = "torch")]
 pub(super) mod of_run;
@@ -26,33 +26,32 @@ use crate::search::Neighbours;
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
 
-/// Neighbours that the page shows for each query at least.
+/// Minimum number of neighbours that the page shows for each query.
 const LEAST_SHOWN: usize = 10;
-/// Points of the page's map by default.
+/// Default number of points on the page's map.
 pub const DEFAULT_MAP_POINTS: usize = 2000;
-/// The quality of the map's images.
+/// JPEG quality of the map's images.
 const SPRITE_QUALITY: u8 = 78;
 
-/// How to evaluate, and what to write.
+/// Options and outputs of an evaluation.
 #[derive(Clone, Debug)]
 pub struct KnnJob {
-    /// Numbers of neighbours that vote; the largest is the headline. Empty for the default of
-    /// [`default_k`].
+    /// Numbers of voting neighbours; the largest is the headline. Empty for the default of [`default_k`].
     pub k: Vec<usize>,
     /// Temperatures of the weights; the first is the headline.
     pub temperature: Vec<Temperature>,
-    /// Leave out a query's own row.
+    /// Whether to exclude a query's own row.
     pub leave_one_out: bool,
-    /// Leave out near-duplicates of a query, which ingest found. Needs a dataset.
+    /// Whether to exclude near-duplicates of a query that ingest found; requires a dataset.
     pub exclude_duplicates: bool,
-    /// The report's file (`.json`), with a page (`.html`) beside it. By default, tables get no files and a
+    /// File of the report (`.json`), with a page (`.html`) beside it. By default tables get no files, and a
     /// run's report goes to its `eval/`.
     pub output: Option<Location>,
-    /// A Parquet file for the neighbours of the first feature.
+    /// Parquet file for the neighbours of the first feature.
     pub neighbours: Option<Location>,
-    /// Points of the page's map; 0 for no map.
+    /// Number of points on the page's map; 0 for no map.
     pub map_points: usize,
-    /// Threads that search; 0 for one per core.
+    /// Search threads; 0 for one per core.
     pub threads: usize,
 }
 
@@ -74,28 +73,28 @@ impl Default for KnnJob {
 /// Feature tables to evaluate.
 #[derive(Clone, Debug)]
 pub struct KnnTables {
-    /// For each feature the bank (a table, a checkpoint or a run) and the table of queries.
+    /// Bank (a table, a checkpoint or a run) and table of queries for each feature.
     pub pairs: Vec<(Location, Location)>,
-    /// The names of columns in tables of other programs: of the bank, and of the queries.
+    /// Column names in tables of other programs, for the bank and for the queries.
     pub columns: [ColumnNames; 2],
-    /// Whether vectors of such tables are brought to unit length; otherwise other lengths are an error.
+    /// Whether to normalise the vectors of such tables; otherwise other lengths are an error.
     pub normalize: bool,
-    /// The dataset, for the page's images and for duplicates.
+    /// Dataset with the page's images and the duplicates.
     pub dataset: Option<Location>,
 }
 
-/// The processes that search: one, or several together.
+/// Processes that search: one, or several together.
 pub trait Searchers {
-    /// Whether this process has the results.
+    /// Returns whether this process gets the results.
     fn is_first(&self) -> bool;
 
-    /// Ends the common work: what follows, rank 0 does alone.
+    /// Ends the common work; rank 0 does the rest alone.
     fn leave(&self);
 
     /// Scores a feature.
     ///
     /// # Errors
-    /// As [`evaluate`](crate::eval::evaluate); if another process fails.
+    /// As [`evaluate`](crate::eval::evaluate), or if another process fails.
     fn evaluate(
         &self,
         pair: &KnnPair,
@@ -104,7 +103,7 @@ pub trait Searchers {
     ) -> Result<(KnnReport, Neighbours), EvalError>;
 }
 
-/// This process alone.
+/// Single process.
 #[derive(Clone, Copy, Debug)]
 pub struct Alone;
 
@@ -155,7 +154,7 @@ impl Searchers for crate::distributed::ProcessGroup {
 /// Scores the features of tables. Rank 0 returns the reports.
 ///
 /// # Errors
-/// If tables cannot be read or do not fit together, `k` is too large, or the store fails.
+/// If tables cannot be read or do not belong together, `k` is too large, or the store fails.
 pub fn knn(
     tables: &KnnTables,
     job: &KnnJob,
@@ -185,19 +184,18 @@ pub fn knn(
     evaluate(&pairs, job, tables.dataset.as_ref(), place.as_ref(), searchers, progress)
 }
 
-/// The report's file, and what it says beside the scores.
+/// File of the report, and its further contents.
 struct Place {
     output: Location,
-    /// The run whose scores the page compares, and the folder of the dataset's reports in its `eval/`, where
-    /// it was trained on another.
+    /// Run whose scores the page compares, and the folder in its `eval/` for a dataset that the run was not trained on.
     run: Option<(Location, Option<String>)>,
     of: OfRun,
-    /// The digest of a run's evaluated dataset, which its tables may name as it was before a split was added.
+    /// Digest of the dataset that a run is evaluated on; its tables may have the digest from before a split was added.
     dataset_digest: Option<String>,
     mode: PublishMode,
 }
 
-/// Votes with each feature and publishes what the job asks for. Rank 0 returns the reports.
+/// Votes with each feature and publishes the requested outputs. Rank 0 returns the reports.
 fn evaluate(
     pairs: &[KnnPair],
     job: &KnnJob,
@@ -254,7 +252,7 @@ fn evaluate(
     if !searchers.is_first() {
         return Ok(None);
     }
-    // Before anything is printed or published.
+    // Verify before anything is printed or published.
     pairs.iter().try_for_each(|pair| pair.bank.verify())?;
     let mut evaluated = evaluated.into_iter();
     let Some(((first, neighbours), pair)) = evaluated.next().zip(pairs.first()) else {
@@ -262,7 +260,7 @@ fn evaluate(
         return Err(CommandError::Usage(reason.into()));
     };
     let reports = KnnReports { first, other_features: evaluated.map(|(report, _)| report).collect() };
-    // A note about the rows is the same for each feature.
+    // Notes about the rows are the same for each feature.
     let mut notes: Vec<&String> = Vec::new();
     for note in reports.all().flat_map(|report| &report.notes) {
         if !notes.contains(&note) {
@@ -275,7 +273,7 @@ fn evaluate(
         }
     }
     if let Some(location) = &job.neighbours {
-        // The page shows some neighbours more.
+        // The page shows more neighbours than vote.
         let voters = (reports.first.k < neighbours.k).then(|| first_of_each(&neighbours, reports.first.k));
         let voters = voters.as_ref().unwrap_or(&neighbours);
         write_neighbours(location, &*pair.bank, &pair.queries, voters, &pair.row_names)?;
@@ -305,13 +303,13 @@ fn evaluate(
     Ok(Some(reports))
 }
 
-/// The first `k` neighbours of each query, which has more.
+/// Returns the first `k` neighbours of each query.
 fn first_of_each(neighbours: &Neighbours, k: usize) -> Neighbours {
     let found = neighbours.found.chunks(neighbours.k).flat_map(|of| &of[..k]).copied().collect();
     Neighbours { k, found }
 }
 
-/// The page of a report, in its folder.
+/// Returns the page of a report, in the same folder.
 fn page_beside(report: &Location) -> Option<Location> {
     report.with_file_name(&format!("{}.html", report.file_name().trim_end_matches(".json")))
 }
@@ -337,7 +335,7 @@ fn publish(
     Ok(())
 }
 
-/// Checks that tables, with what they are called, are of splits of this dataset.
+/// Checks that tables, given with their names in errors, belong to splits of this dataset.
 pub(super) fn check_dataset(
     dataset: &Location,
     manifest: &Manifest,
@@ -365,7 +363,7 @@ pub(super) fn check_dataset(
     Ok(())
 }
 
-/// The names of rows in tables of other programs, in the place of images.
+/// Returns the row names of other programs' tables, as replacements for images.
 fn names_alone(input: &PageInput<'_>, [bank, queries]: &[RowNames; 2]) -> PageImages {
     let named = |names: &RowNames, table: &dyn Table, shown: Vec<InstanceId>| {
         let shown: HashSet<InstanceId> = shown.into_iter().collect();
@@ -384,7 +382,7 @@ fn images(dataset: &Location, input: &PageInput<'_>) -> Result<PageImages, Comma
     check_dataset(dataset, &manifest, &[("bank", input.bank.meta()), ("queries", &input.queries.meta)])?;
     let split = &input.queries.meta.split;
     let mapped = input.mapped();
-    // From a store every point would cost a row group, so only local datasets give the map images.
+    // In an object store each point would cost a row group, so only local datasets give images for the map.
     let sprite = if mapped.is_empty() || dataset.local_path().is_none() {
         None
     } else {

@@ -1,4 +1,4 @@
-//! `linear`: scores features by a linear classifier that is trained on them. Rank 0 of several processes publishes.
+//! `linear`: scores features by training a linear classifier on them. Rank 0 of several processes publishes.
 
 use std::collections::BTreeSet;
 
@@ -19,59 +19,59 @@ use crate::progress::Progress;
 use crate::storage::{Digest, Location, PublishMode};
 use crate::units::Fraction;
 
-/// Digits of the digest of a protocol in a report's name.
+/// Digits of a protocol's digest in a report's name.
 const PROTOCOL_DIGITS: usize = 6;
 
-/// How to train, and what to write.
+/// Options and output of an evaluation.
 #[derive(Clone, Debug)]
 pub struct LinearJob {
-    /// The protocol.
+    /// Training protocol.
     pub options: LinearOptions,
-    /// Train on this share of the labels, the same number for each class.
+    /// Fraction of the labels to train on, with equal counts for each class.
     pub label_fraction: Option<Fraction>,
-    /// The seed that chooses labels.
+    /// Seed of the label selection.
     pub label_seed: u64,
-    /// The report's file (`.json`). By default, tables get no file and a run's report goes to its `eval/`.
+    /// File of the report (`.json`). By default tables get no file, and a run's report goes to its `eval/`.
     pub output: Option<Location>,
 }
 
-/// A run to evaluate.
+/// Linear evaluation of a run.
 #[derive(Clone, Debug)]
 pub struct LinearRun {
-    /// The run's folder, for its newest checkpoint, or the folder of a checkpoint.
+    /// Folder of the run, for its newest checkpoint, or of a checkpoint.
     pub run: Location,
-    /// The dataset's folder; one that the run was not trained on needs a `train_split`.
+    /// Folder of the dataset; a dataset that the run was not trained on requires `train_split`.
     pub dataset: Location,
-    /// The evaluated split; by default the dataset's first evaluation split other than the one that is trained on.
+    /// Split to evaluate; by default the dataset's first evaluation split other than the training split.
     pub split: Option<String>,
-    /// The split to train on; by default the one that the run was trained on.
+    /// Split to train on; by default the one that the run was trained on.
     pub train_split: Option<String>,
-    /// The layers; the first is the headline.
+    /// Layers to evaluate; the first is the headline.
     pub layers: Vec<FeatureLayer>,
-    /// Train on a uniform sample of this many images, 0 for all; by default on the run's own.
+    /// Number of training images, sampled uniformly, 0 for all; by default the run's own images.
     pub limit: Option<u64>,
-    /// Train on new crops and mirror images in each epoch.
+    /// Whether to train on new crops and flips in each epoch.
     pub augment: bool,
-    /// Threads that decode; 0 for one per core.
+    /// Decoding threads; 0 for one per core.
     pub threads: usize,
 }
 
-/// On rank 0 a report for each feature, and the labels that were used if not all.
+/// On rank 0 a report for each feature, and the labels used unless all were.
 type Probed = (Vec<ProbeReport>, Option<Labels>);
 
-/// The key by which rank 0 tells the others that all is done.
+/// Key under which rank 0 announces that everything is published.
 const PUBLISHED: &str = "linear/published";
 
-/// The labels that were used.
+/// Selected labels.
 struct Labels {
     ids: Vec<InstanceId>,
     labels: Vec<Option<ClassId>>,
 }
 
-/// Evaluates pairs of feature tables: one to train on, and one to evaluate. Rank 0 returns the report.
+/// Evaluates pairs of feature tables, one for training and one for evaluation. Rank 0 returns the report.
 ///
 /// # Errors
-/// If tables cannot be read, do not fit together or have no labels, or the store fails.
+/// If tables cannot be read, do not belong together or have no labels, or the store fails.
 pub fn linear(
     pairs: &[(Location, Location)],
     job: &LinearJob,
@@ -101,7 +101,7 @@ pub fn linear(
     first_of(group, finished)
 }
 
-/// Opens a table with the format's columns alone: classes of two tables of other programs may not be the same.
+/// Opens a table with the format's columns only, as classes of two other programs' tables may differ.
 fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
     check_whole(place)?;
     let (table, _) = open_table(place, None)?;
@@ -117,7 +117,7 @@ fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
 /// returned instead of a new one.
 ///
 /// # Errors
-/// If checkpoint or dataset cannot be read or do not fit together, a split has no labels, or the store fails.
+/// If checkpoint or dataset cannot be read or do not belong together, a split has no labels, or the store fails.
 pub fn linear_of_run(
     of: &LinearRun,
     job: &LinearJob,
@@ -132,7 +132,7 @@ pub fn linear_of_run(
         Some(output) => output.clone(),
         None => run.report_location()?,
     };
-    // Rank 0 looks: the others might find the report that it has just published.
+    // Only rank 0 looks, as the others might find the report that it has just published.
     let kept = if job.output.is_none() && group.is_first() {
         let is_whole = job.label_fraction.is_none()
             || labels_beside(&output).map_or(Ok(true), |at| reports::is_made(&at))?;
@@ -150,14 +150,14 @@ pub fn linear_of_run(
     first_of(group, || finish(job, probed, Some(&output), of, progress).map(Report::New))
 }
 
-/// That all processes have the same protocol.
+/// Checks that all processes have the same protocol.
 fn agree(job: &LinearJob, group: &ProcessGroup) -> Result<(), CommandError> {
     let LinearJob { options, label_fraction, label_seed, output: _ } = job;
     let labels = (label_fraction.map(Fraction::get), label_seed);
     Ok(group.agree("the protocol", &format!("{}, labels {labels:?}", options.protocol()))?)
 }
 
-/// What rank 0 finishes; the others wait for it, without a collective, which would give up.
+/// Runs `finish` on rank 0. The others wait for it without a collective, which would time out.
 fn first_of<T>(
     group: &ProcessGroup,
     finish: impl FnOnce() -> Result<T, CommandError>,
@@ -174,12 +174,12 @@ fn first_of<T>(
     Ok(finished)
 }
 
-/// The file of the labels that a report used, in its folder.
+/// Returns the file of the labels that a report used, in the same folder.
 fn labels_beside(report: &Location) -> Option<Location> {
     report.with_file_name(&format!("{}-labels.parquet", report.file_name().trim_end_matches(".json")))
 }
 
-/// Publishes the report and the labels that were used.
+/// Publishes the report and the selected labels.
 fn finish(
     job: &LinearJob,
     (probed, labels): Probed,
@@ -192,7 +192,7 @@ fn finish(
         label_fraction: job.label_fraction,
         label_seed: job.label_fraction.map(|_| job.label_seed),
         labels: record.clone(),
-        // A run's tables may name the dataset as it was before a split was added.
+        // A run's tables may have the dataset's digest from before a split was added.
         dataset_digest: checkpoint.map_or(report.dataset_digest, |(_, dataset)| dataset.digest()),
         ..report
     };
@@ -216,7 +216,7 @@ fn finish(
     Ok(report)
 }
 
-/// A checkpoint of a run, and the splits of the dataset.
+/// Evaluation of a run's checkpoint, with the dataset's splits.
 struct RunEvaluation<'a> {
     of: &'a LinearRun,
     job: &'a LinearJob,
@@ -236,12 +236,12 @@ impl<'a> RunEvaluation<'a> {
         Ok(Self { of, job, group, checkpoint, dataset, train_split })
     }
 
-    /// The folder of reports and features.
+    /// Returns the folder of reports and features.
     fn folder(&self) -> Result<Location, CommandError> {
         self.dataset.folder(&run_of(&self.of.run)?, &self.checkpoint, self.of.train_split.as_deref())
     }
 
-    /// The report's file in the run, with the options that differ from the defaults in its name.
+    /// Returns the file of the report in the run; its name has the options that differ from the defaults.
     fn report_location(&self) -> Result<Location, CommandError> {
         let Self { of, job, dataset, train_split, .. } = self;
         let layers: Vec<String> = of.layers.iter().map(ToString::to_string).collect();
@@ -261,7 +261,7 @@ impl<'a> RunEvaluation<'a> {
         if of.augment {
             name += "-augmented";
         }
-        // The rest are many numbers: any difference gives another name.
+        // The other options are many numbers: any difference gives another name.
         let protocol = Digest::of(job.options.protocol().to_string().as_bytes()).to_string();
         let step = self.checkpoint.manifest().step;
         let name = format!("{name}-{}-step-{step:08}.json", &protocol[..PROTOCOL_DIGITS]);

@@ -1,6 +1,6 @@
-//! The commands as functions: plain options in, a report out.
+//! Commands as functions, from plain options to a report.
 //!
-//! They know neither the command line nor the terminal. Progress and remarks go to a
+//! Commands know neither the command line nor the terminal. Progress and notes go to a
 //! [`Progress`](crate::progress::Progress), warnings to the log.
 
 #[cfg(feature = "torch")]

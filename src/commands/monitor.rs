@@ -1,4 +1,4 @@
-//! kNN of a run while it trains: scores the bank between epochs, as the reference does, and the encoder on
+//! kNN of a run during training: scores the bank between epochs, as the reference does, and the encoder on
 //! other datasets.
 
 use std::collections::BTreeSet;
@@ -22,19 +22,19 @@ use crate::run_config::{FEWEST_MONITORED, MonitoredDataset, TrainConfig};
 use crate::storage::Location;
 use crate::train::{Evaluation, HookError};
 
-/// Query images at most by default; below that one for [`TRAINING_IMAGES_OF_ONE`] training images, and
-/// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a
-/// step's work.
+/// Maximum number of query images by default. Below it, there is one for [`TRAINING_IMAGES_OF_ONE`] training
+/// images, and at least [`FEWEST_MONITORED`]. Queries take only a forward pass, by the count of operations a
+/// third of a step's work.
 const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;
-/// Fewer queries than these give shares that may be off by 14 points and more (a standard error of 7).
+/// Number of queries below which scores may be off by 14 points and more (a standard error of 7).
 const FEW_QUERIES: usize = 50;
-/// Images of a batch on a CPU, where a stop would wait seconds for [`BATCH_SIZE`].
+/// Images per batch on a CPU, where a stop would wait seconds for [`BATCH_SIZE`] images.
 const CPU_BATCH_SIZE: usize = 16;
-/// The split that votes where none is named.
+/// Default split that votes.
 const TRAINED: &str = "train";
 
-/// Scores encoder and bank by the images of a labelled split.
+/// Monitor that scores encoder and bank by the images of a labelled split.
 #[derive(Debug)]
 pub struct Monitor {
     queries: Option<(Arc<dyn Source>, TableMeta)>,
@@ -44,10 +44,10 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor of the runs on this dataset. Notes what it evaluates, or why nothing.
+    /// Opens a monitor for runs on this dataset. Reports what it evaluates, or why it evaluates nothing.
     ///
     /// # Errors
-    /// If the dataset cannot be read, or lacks the split of the configuration.
+    /// If the dataset cannot be read, or lacks the configured split.
     pub fn open(
         dataset: &Location,
         config: &TrainConfig,
@@ -86,7 +86,7 @@ impl Monitor {
         Ok(Self { queries, ids, labels, threads: config.loader_threads })
     }
 
-    /// The scores of encoder and bank as they are now, by their names in the metrics; empty without labels.
+    /// Returns the current scores of encoder and bank, by their names in the metrics; empty without labels.
     /// Each process embeds some of the images and searches its rows of the bank.
     ///
     /// # Errors
@@ -109,9 +109,9 @@ impl Monitor {
         }
         let part = parts.swap_remove(0);
         let queries = gather_table(group, part, (source.ids(), source.labels()))?;
-        // What the encoder is worth, before the first step too.
+        // Scores the encoder alone, even before the first step.
         if queries.len() > 1 {
-            // Among few images the left-out query is missing from its class, which would bias more neighbours.
+            // With few images, leaving the query out shrinks its own class, which would bias larger k.
             let among = KnnOptions { k: vec![1], leave_one_out: true, ..KnnOptions::default() };
             let report = evaluate(&queries, &queries, &among)?;
             scores.insert("knn_sample_top1".to_owned(), json!(report.top1));
@@ -133,7 +133,7 @@ impl Monitor {
     }
 }
 
-/// Scores an encoder by a fixed sample of two splits.
+/// Monitor that scores an encoder by a fixed sample of two splits.
 #[derive(Debug)]
 pub struct OtherMonitor {
     name: String,
@@ -143,11 +143,11 @@ pub struct OtherMonitor {
 }
 
 impl OtherMonitor {
-    /// The monitors of a run that trains on `instances` images, each with its dataset's location. Notes what
-    /// they evaluate.
+    /// Opens the monitors of a run that trains on `instances` images, each given with its dataset's location.
+    /// Reports what they evaluate.
     ///
     /// # Errors
-    /// If a dataset cannot be read, lacks a split or its labels, or two would have one name in the metrics.
+    /// If a dataset cannot be read, lacks a split or its labels, or two monitors would share a name in the metrics.
     pub fn open_all(
         asked: &[(Location, MonitoredDataset)],
         config: &TrainConfig,
@@ -216,13 +216,13 @@ impl OtherMonitor {
         Ok(Self { name, voters, queries, threads: config.loader_threads })
     }
 
-    /// What precedes its scores in the metrics.
+    /// Returns the prefix of its scores in the metrics.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The scores of the encoder as it is now, by their names in the metrics. Each process embeds a share of
-    /// the images of both splits, and searches its share of the voters.
+    /// Returns the current scores of the encoder, by their names in the metrics. Each process embeds a share
+    /// of the images of both splits, and searches its share of the voters.
     ///
     /// # Errors
     /// If images cannot be embedded, another process fails, or `progress` is stopped.
@@ -274,8 +274,8 @@ fn vote(
     Ok((report.grid.iter().map(score).collect(), report.most_frequent_class))
 }
 
-/// The name of a monitor: that of the folder and that of the scored split, of letters that TensorBoard and
-/// Prometheus take.
+/// Returns the name of a monitor: that of the folder and that of the scored split, with only characters that
+/// TensorBoard and Prometheus accept.
 fn name_of(dataset: &Location, split: &str) -> String {
     let letters = |text: &str| -> String {
         text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
@@ -283,12 +283,12 @@ fn name_of(dataset: &Location, split: &str) -> String {
     format!("{}_{}", letters(dataset.file_name()), letters(split))
 }
 
-/// Images of a batch of a run's scores: while it trains, a stop waits for the batch under way.
+/// Returns the images per batch for scores during training, when a stop waits for the current batch.
 pub(super) fn batch_size(encoder: &Encoder) -> usize {
     if encoder.device().is_cuda() { BATCH_SIZE } else { CPU_BATCH_SIZE }
 }
 
-/// How many images a monitor embeds of a split, where the run trains on `instances`.
+/// Returns how many images of a split a monitor embeds if the run trains on `instances`.
 fn images_of(config: &TrainConfig, instances: usize) -> usize {
     match config.monitor_images as usize {
         0 => (instances / TRAINING_IMAGES_OF_ONE).clamp(FEWEST_MONITORED, MOST_IMAGES),
@@ -296,7 +296,7 @@ fn images_of(config: &TrainConfig, instances: usize) -> usize {
     }
 }
 
-/// What a table of a split's embeddings says of them.
+/// Returns the metadata of a split's embeddings.
 fn meta(manifest: &Manifest, split: &str, dim: usize) -> TableMeta {
     TableMeta {
         kind: Kind::Embedding,
@@ -331,10 +331,10 @@ pub fn all_or_none<T, E: Into<HookError>>(
     }
 }
 
-/// What these layers make of this process's share of some images.
+/// Embeds this process's share of some images with these layers.
 ///
 /// # Errors
-/// If images cannot be embedded, here or in another process: then all give up.
+/// If images cannot be embedded in any process; then all fail.
 fn embed_share(
     state: Evaluation<'_>,
     (source, meta): (&Arc<dyn Source>, &TableMeta),

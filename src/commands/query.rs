@@ -1,7 +1,7 @@
-//! `query`: the most similar rows of a bank for images that are in no dataset.
+//! `query`: finds the most similar rows of a bank for images outside a dataset.
 //!
-//! The images pass through the same decoder, evaluation transform and encoder as those of a dataset. Run and
-//! dataset are only read.
+//! The images use the same decoder, evaluation transform and encoder as those of a dataset. Run and dataset
+//! are only read.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,99 +30,99 @@ use crate::progress::Progress;
 use crate::run_config::{DeviceChoice, OnCorrupt};
 use crate::storage::{Location, PublishMode};
 
-/// Neighbours of an image by default.
+/// Default number of neighbours of an image.
 const DEFAULT_K: usize = 10;
-/// Images that are in memory at a time, and about their bytes.
+/// Images in memory at a time.
 const CHUNK: usize = 1024;
 const CHUNK_BYTES: usize = 256 << 20;
 
-/// What to search, and for which images.
+/// Search options and images.
 #[derive(Clone, Debug)]
 pub struct QueryJob {
-    /// The run's folder, for its newest checkpoint, or the folder of a checkpoint.
+    /// Folder of the run, for its newest checkpoint, or of a checkpoint.
     pub run: Location,
     /// Images, and folders of images.
     pub images: Vec<Location>,
-    /// The rows to search: a table of `embed`, or a checkpoint or run; by default the checkpoint's bank.
+    /// Rows to search: a table of `embed`, or a checkpoint or run; by default the checkpoint's bank.
     pub bank: Option<Location>,
-    /// The dataset of these rows, for their paths and the page's images.
+    /// Dataset of these rows, for their paths and the page's images.
     pub dataset: Option<Location>,
-    /// Neighbours of an image; by default 10, or all of fewer rows.
+    /// Neighbours of an image; by default 10, or all if there are fewer rows.
     pub k: Option<usize>,
-    /// What a broken image does.
+    /// Action at a corrupt image.
     pub on_corrupt: OnCorrupt,
-    /// Whether images are turned upright; by default as in the dataset.
+    /// Handling of the EXIF orientation; by default as in the dataset.
     pub exif_orientation: Option<ExifOrientation>,
-    /// A page of images and neighbours (`.html`).
+    /// Page of images and neighbours (`.html`).
     pub page: Option<Location>,
-    /// Threads that decode; 0 for one per core.
+    /// Decoding threads; 0 for one per core.
     pub threads: usize,
-    /// Where to compute.
+    /// Device to compute on.
     pub device: DeviceChoice,
 }
 
-/// The neighbours of images.
+/// Neighbours of the queried images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct QueryReport {
-    /// The checkpoint whose encoder embedded the images.
+    /// Checkpoint whose encoder embedded the images.
     pub checkpoint: String,
-    /// Its step.
+    /// Step of the checkpoint.
     pub step: u64,
-    /// Which features were compared.
+    /// Name of the compared feature.
     pub feature: String,
-    /// The dataset of the rows.
+    /// Digest of the rows' dataset.
     pub dataset_digest: String,
-    /// The split of the rows.
+    /// Split of the rows.
     pub split: String,
-    /// Neighbours of an image.
+    /// Number of neighbours of an image.
     pub k: usize,
-    /// The images, in the order given.
+    /// Images, in the order given.
     pub images: Vec<QueriedImage>,
-    /// Images that were left out.
+    /// Images that were skipped.
     pub skipped: Vec<SkippedImage>,
-    /// What a reader of the neighbours has to know; a sentence each.
+    /// Notes for readers of the neighbours, one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// An image and its neighbours.
+/// Image with its neighbours.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct QueriedImage {
-    /// Its file.
+    /// File of the image.
     pub image: String,
-    /// The most similar first; of equal ones the lower id.
+    /// Neighbours, most similar first; ties go to the lower id.
     pub neighbours: Vec<FoundRow>,
 }
 
-/// A row of the bank.
+/// Row of the bank.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FoundRow {
-    /// Its instance.
+    /// Instance of the row.
     pub id: InstanceId,
-    /// The cosine.
+    /// Cosine between image and row.
     pub similarity: f32,
-    /// The number of its class, where it has one.
+    /// Number of the row's class, if it has one.
     pub label: Option<u16>,
-    /// The name of its class.
+    /// Name of the class.
     pub class: Option<String>,
-    /// Its path in the dataset, where that is given.
+    /// Path in the dataset, if a dataset was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
 
-/// An image that was left out.
+/// Image that was skipped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SkippedImage {
-    /// Its file.
+    /// File of the image.
     pub image: String,
-    /// Why.
+    /// Reason.
     pub reason: String,
 }
 
-/// Embeds images by a run's encoder and finds the most similar rows of a bank.
+/// Embeds images with a run's encoder and finds the most similar rows of a bank.
 ///
 /// # Errors
-/// If the checkpoint, the bank or an image cannot be read, they do not fit together, or the store fails.
+/// If the checkpoint, the bank or an image cannot be read, they do not belong together, or the store fails.
 pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, CommandError> {
     if let Some(page) = job.page.as_ref().filter(|page| !page.file_name().ends_with(".html")) {
         return Err(CommandError::Usage(format!("--page {page}: a page is an .html file")));
@@ -196,7 +196,7 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
         notes,
     };
     if let Some(location) = &job.page {
-        // That images of no dataset have no labels needs no remark.
+        // Images outside a dataset have no labels, which needs no note.
         report.notes.clone_from(&queried.notes);
         let example = |query| Example {
             query,
@@ -227,7 +227,7 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
     Ok(queried)
 }
 
-/// Opens the rows to search, which this checkpoint's encoder must have made.
+/// Opens the rows to search, which this checkpoint's encoder must have embedded.
 fn open_rows(
     job: &QueryJob,
     checkpoint: &Checkpoint,
@@ -240,7 +240,7 @@ fn open_rows(
         return wrong("another program wrote it, expected a table of `embed`, a checkpoint or a run".into());
     }
     let (meta, step, folder) = (bank.meta(), checkpoint.manifest().step, checkpoint.folder());
-    // The bank of a checkpoint names no weights; they are beside it.
+    // A bank does not name its weights; the checkpoint has them.
     if let Some(own) = checkpoint_of_bank(place)? {
         if own.weights_digest() == checkpoint.weights_digest() {
             return Ok(bank);
@@ -269,13 +269,13 @@ fn open_rows(
     }
 }
 
-/// Images as vectors.
+/// Embedded images.
 struct Embedded {
     queries: FeatureTable,
-    /// The image of each query.
+    /// File of each query.
     names: Vec<String>,
     skipped: Vec<SkippedImage>,
-    /// For the page, if there is to be one.
+    /// Images for the page, if one is requested.
     thumbnails: Thumbnails,
 }
 
@@ -361,13 +361,13 @@ fn embed(
     Ok(Embedded { queries, names, skipped, thumbnails })
 }
 
-/// Decodes an image, as `ingest` does before it takes one: its size, and where decoding can start.
+/// Decodes an image and checks it as `ingest` does. Returns its size and entry points.
 fn check(bytes: &[u8]) -> Result<((u32, u32), Option<Bytes>), ImageError> {
     let (header, _, entry_points) = image::check(bytes, &Limits::default())?;
     Ok(((header.width, header.height), entry_points.map(Bytes::from)))
 }
 
-/// The images themselves, and those in folders, sorted by name.
+/// Lists the given images, and those in given folders, sorted by name.
 fn files(given: &[Location], progress: &dyn Progress) -> Result<Vec<Location>, CommandError> {
     let mut files = Vec::new();
     for place in given {

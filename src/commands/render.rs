@@ -1,4 +1,4 @@
-//! `render`: an image as the network sees it.
+//! `render`: draws an image as the network sees it.
 
 use serde::Serialize;
 
@@ -12,90 +12,90 @@ use crate::loader::open_split;
 use crate::run_config::{RecipeKind, TrainConfig};
 use crate::storage::{Location, PublishMode};
 
-/// The gap between the two images, in pixels.
+/// Gap between the two images, in pixels.
 const GAP: u32 = 8;
-/// The side that an image of the network has at least, in pixels of the drawing, where no scale is given.
+/// Minimum side of the network's image in the drawing, in pixels, without a given scale.
 const SIDE_TO_SEE: u32 = 128;
-/// The frame around the crop: its colour, and the colours of its edges.
+/// Colours of the frame around the crop, and of its edges.
 const FRAME: [[u8; 3]; 3] = [[0, 0, 0], [255, 64, 64], [0, 0, 0]];
 const GROUND: [u8; 3] = [255, 255, 255];
 
-/// What to draw.
+/// Options of a drawing.
 #[derive(Clone, Debug)]
 pub struct RenderOptions {
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dataset: Location,
-    /// A checkpoint's folder; its run gives split, seed, recipe and size unless they are set here.
+    /// Folder of a checkpoint; its run gives split, seed, recipe and size unless set here.
     pub checkpoint: Option<Location>,
-    /// The split; by default the run's, else `train`.
+    /// Split of the image; by default the run's, else `train`.
     pub split: Option<String>,
-    /// The instance.
+    /// Image to draw.
     pub instance: InstanceId,
-    /// The epochs, from 0; each gets a row of the drawing.
+    /// Epochs, from 0; each gets a row of the drawing.
     pub epochs: Vec<u64>,
-    /// The seed; by default the run's, else 0.
+    /// Seed of the augmentation; by default the run's, else 0.
     pub seed: Option<u64>,
-    /// The recipe; by default the run's, else `imagenet`.
+    /// Augmentation recipe; by default the run's, else `imagenet`.
     pub recipe: Option<RecipeKind>,
-    /// The side of the network's images, in pixels; by default the run's, else 224.
+    /// Side of the network's images, in pixels; by default the run's, else 224.
     pub image_size: Option<u32>,
-    /// The side of the square that shows a pixel, in pixels.
+    /// Side of the square that shows a pixel, in pixels.
     pub scale: Option<u32>,
-    /// The PNG file to write.
+    /// PNG file to write.
     pub output: Location,
 }
 
-/// What was drawn.
+/// Description of a drawing.
 #[derive(Clone, Debug, Serialize)]
 pub struct RenderReport {
-    /// The instance.
+    /// Instance that was drawn.
     pub instance: u32,
-    /// Its path in the source of the dataset.
+    /// Path of the instance in the dataset's source.
     pub path: String,
-    /// The original's width, in pixels.
+    /// Width of the original, in pixels.
     pub width: u32,
-    /// The original's height, in pixels.
+    /// Height of the original, in pixels.
     pub height: u32,
-    /// The split.
+    /// Split of the instance.
     pub split: String,
-    /// The seed.
+    /// Seed of the augmentation.
     pub seed: u64,
-    /// The side of the network's images, in pixels.
+    /// Side of the network's images, in pixels.
     pub image_size: u32,
-    /// The augmentation of each epoch.
+    /// Augmentation of each epoch.
     #[serde(flatten)]
     pub epochs: RenderedEpochs,
 }
 
-/// The augmentations of the epochs; a single one is not listed.
+/// Augmentations by epoch; a single one is not serialised as a list.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum RenderedEpochs {
-    /// One epoch.
+    /// Single epoch.
     One(RenderedEpoch),
     /// Several epochs.
     Several {
-        /// Each of them.
+        /// Augmentation of each epoch.
         epochs: Vec<RenderedEpoch>,
     },
 }
 
-/// The augmentation in an epoch.
+/// Augmentation in an epoch.
 #[derive(Clone, Debug, Serialize)]
 pub struct RenderedEpoch {
-    /// The epoch, from 0.
+    /// Epoch, from 0.
     pub epoch: u64,
-    /// What was drawn for the instance.
+    /// Augmentation of the instance.
     pub augmentation: Augmentation,
 }
 
 /// Draws an image as the network sees it in some epochs, beside the original with the crop marked.
 ///
-/// Seed, epoch and instance decide the pixels, so they equal those of a run with this seed, recipe and size.
+/// The pixels depend only on seed, epoch and instance, so they equal those of a run with this seed, recipe and size.
 ///
 /// # Errors
-/// If dataset or checkpoint cannot be read or do not fit together, instance or epoch is out of range, or the
-/// store fails.
+/// If dataset or checkpoint cannot be read or do not belong together, instance or epoch is out of range, or
+/// the store fails.
 pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let RenderOptions { dataset, instance: id, .. } = options;
     let manifest = Manifest::read(dataset)?;
@@ -122,7 +122,7 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let rows = source.read(&[BankRow(id.0)])?;
     let row = rows.first().expect("a read position gives a row");
     let orientation = source.instances().exif_orientation;
-    // Images were checked when they were ingested.
+    // Images were checked at ingest.
     let limits = Limits { max_pixels: u64::MAX };
     let original = decode(&row.bytes, &limits).map_err(|error| undecodable(&row.path, &error))?;
     let original = original.turned(orientation.of(&row.bytes));
@@ -154,12 +154,12 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     })
 }
 
-/// The error of an image that was decoded at ingest and is not now.
+/// Returns the error of an image that was decoded at ingest but no longer is.
 fn undecodable(path: &str, error: &dyn std::fmt::Display) -> CommandError {
     CommandError::Data(format!("{path}: cannot be decoded: {error}"))
 }
 
-/// The configuration of a checkpoint's run, which was trained on this dataset.
+/// Returns the configuration of a checkpoint's run, which must have been trained on this dataset.
 fn config_of(
     folder: &Location,
     dataset: &Location,
@@ -174,7 +174,7 @@ fn config_of(
     Ok(checkpoint.run_config()?)
 }
 
-/// Drawings of equal width, one below the other.
+/// Stacks drawings of equal width vertically.
 fn stacked(rows: &[DecodedImage]) -> DecodedImage {
     let width = rows.iter().map(|row| row.width).max().unwrap_or(0);
     let mut rgb = Vec::new();
@@ -187,7 +187,7 @@ fn stacked(rows: &[DecodedImage]) -> DecodedImage {
     DecodedImage { width, height: (rgb.len() / 3 / width.max(1) as usize) as u32, rgb }
 }
 
-/// The image with each pixel as a square of this side.
+/// Enlarges each pixel to a square of this side.
 fn enlarged(small: &DecodedImage, scale: u32) -> DecodedImage {
     let times = scale as usize;
     let line =
@@ -200,7 +200,7 @@ fn enlarged(small: &DecodedImage, scale: u32) -> DecodedImage {
     }
 }
 
-/// The original with the crop's frame, and right of it the planes unchanged.
+/// Draws the original with the crop's frame, and to its right the unchanged planes.
 fn beside(original: &DecodedImage, crop: CropBox, planes: &[u8], side: u32) -> DecodedImage {
     let (width, height) = (original.width + GAP + side, original.height.max(side));
     let mut rgb = Vec::with_capacity((width * height * 3) as usize);
@@ -225,7 +225,7 @@ fn beside(original: &DecodedImage, crop: CropBox, planes: &[u8], side: u32) -> D
     DecodedImage { width, height, rgb }
 }
 
-/// The line of the frame that runs through a pixel; the frame is inside the crop.
+/// Returns the line of the frame that passes through a pixel; the frame is inside the crop.
 fn frame(crop: CropBox, x: u32, y: u32) -> Option<usize> {
     let (column, row) = (x.checked_sub(crop.left)?, y.checked_sub(crop.top)?);
     let to_right = crop.width.checked_sub(column + 1)?;

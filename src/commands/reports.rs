@@ -1,4 +1,4 @@
-//! Reports as files, and those that a run's folder keeps.
+//! Report files, and the reports kept in a run's folder.
 
 use super::CommandError;
 use crate::checkpoint::TrainedOn;
@@ -7,39 +7,39 @@ use serde::Serialize;
 #[cfg(feature = "torch")]
 use {crate::storage::StorageError, serde_json::Value};
 
-/// The folder of a run's reports.
+/// Folder of a run's reports.
 pub(super) const REPORTS: &str = "eval";
 
-/// The report of a run's checkpoint.
+/// Report of a run's checkpoint.
 #[cfg(feature = "torch")]
 #[derive(Clone, Debug)]
 pub enum Report<T> {
-    /// Made by this call.
+    /// Result of this call.
     New(T),
-    /// Made by an earlier call, of the same weights and dataset.
+    /// Result of an earlier call for the same weights and dataset.
     Kept {
-        /// Its file.
+        /// File of the report.
         location: Location,
-        /// Its content.
+        /// Content of the report.
         report: Value,
     },
 }
 
-/// What a report says of the run that was evaluated, beside its scores; nothing for tables.
+/// Report fields about the evaluated run, besides the scores; empty for tables.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct OfRun {
     /// The digest of the evaluated weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) weights: Option<String>,
-    /// What the weights were trained on, where the report is of another dataset.
+    /// Training data of the weights, if the report is on another dataset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) trained_on: Option<TrainedOn>,
-    /// The name of the dataset's folder.
+    /// Name of the dataset's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) dataset: Option<String>,
 }
 
-/// A report as it is published.
+/// Report as published.
 #[derive(Serialize)]
 struct Published<'a, T> {
     #[serde(flatten)]
@@ -63,7 +63,7 @@ pub(super) fn publish<T: Serialize>(
     Ok(())
 }
 
-/// Whether a file is there and has contents: what is empty was cut.
+/// Returns whether a file exists with contents; an interrupted write leaves an empty file.
 ///
 /// # Errors
 /// If the store fails.
@@ -75,7 +75,7 @@ pub(super) fn is_made(file: &Location) -> Result<bool, StorageError> {
     }
 }
 
-/// The report at a location, if there is one of these weights and this dataset.
+/// Returns the report at a location, if it is of these weights and this dataset.
 ///
 /// # Errors
 /// If the store fails.

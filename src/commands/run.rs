@@ -1,4 +1,4 @@
-//! The dataset on which a run is evaluated, and which of its rows.
+//! Dataset that a run is evaluated on, and the selection of its rows.
 
 use super::CommandError;
 use super::reports::{OfRun, REPORTS};
@@ -9,23 +9,23 @@ use crate::ingest::machine_memory;
 use crate::run_config::DeviceChoice;
 use crate::storage::Location;
 
-/// Images of a batch that is embedded. [`batch_size`](super::monitor::batch_size) is that of a run's scores.
+/// Images per batch of embeddings; [`batch_size`](super::monitor::batch_size) is for scores during training.
 pub(super) const BATCH_SIZE: usize = 256;
 /// Digits of another dataset's digest in the name of its folder.
 const DIGEST_DIGITS: usize = 12;
-/// The memory of a machine that does not tell, in bytes.
+/// Assumed memory in bytes of a machine that does not report it.
 const UNKNOWN_MACHINE: u64 = 4 << 30;
 
-/// A dataset and its evaluated split.
+/// Dataset with its evaluated split.
 #[derive(Clone, Debug)]
 pub(super) struct RunDataset {
     pub(super) location: Location,
     pub(super) manifest: Manifest,
-    /// The split that is evaluated.
+    /// Split to evaluate.
     pub(super) split: String,
 }
 
-/// Where images are embedded, and by how many threads.
+/// Resources for embedding images.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
     /// Threads that decode; 0 for one per core.
@@ -34,11 +34,11 @@ pub struct Machine {
     pub device: DeviceChoice,
     /// The number of this process among those on this machine; each takes another CUDA device.
     pub local_rank: usize,
-    /// The bytes that this process may hold.
+    /// Memory limit of this process, in bytes.
     pub memory_limit: u64,
 }
 
-/// The bytes that one of several processes may hold where no limit is given: its share of half of the machine's memory.
+/// Returns the default memory limit in bytes of one of several processes: its share of half of the machine's memory.
 pub fn usual_memory_limit(processes: usize) -> u64 {
     machine_memory().unwrap_or(UNKNOWN_MACHINE) / 2 / processes.max(1) as u64
 }
@@ -59,12 +59,12 @@ impl RunDataset {
         Ok(Self { location: location.clone(), manifest, split })
     }
 
-    /// The digest of the whole dataset.
+    /// Returns the digest of the whole dataset.
     pub(super) fn digest(&self) -> String {
         self.manifest.dataset_digest.to_string()
     }
 
-    /// The job that embeds rows of a split under a checkpoint's encoder.
+    /// Returns the job that embeds rows of a split with a checkpoint's encoder.
     pub(super) fn embedding(
         &self,
         checkpoint: &Checkpoint,
@@ -87,7 +87,7 @@ impl RunDataset {
         }
     }
 
-    /// The rows of a split that vote or are trained on: the run's own of the split that it was trained on, else all.
+    /// Returns the rows of a split that vote or train: those the run was trained on, for its own split, else all.
     ///
     /// # Errors
     /// If the checkpoint's state cannot be read.
@@ -103,8 +103,8 @@ impl RunDataset {
         }
     }
 
-    /// The folder in a run for reports and features of this dataset: `eval/`, and `eval/on-DIGEST/` for a dataset that
-    /// the run was not trained on.
+    /// Returns the folder in a run for reports and features of this dataset: `eval/`, or `eval/on-DIGEST/`
+    /// for a dataset that the run was not trained on.
     ///
     /// # Errors
     /// [`CommandError::OtherDataset`] for such a dataset without a `train_split`.
@@ -127,13 +127,13 @@ impl RunDataset {
         Ok(eval.join(&other))
     }
 
-    /// The name of that folder in `eval/`; none for the dataset that the checkpoint was trained on.
+    /// Returns the name of that folder in `eval/`; `None` for the dataset that the checkpoint was trained on.
     pub(super) fn other_folder(&self, checkpoint: &Checkpoint) -> Option<String> {
         let name = || format!("on-{}", &self.digest()[..DIGEST_DIGITS]);
         (!is_own(checkpoint, &self.manifest)).then(name)
     }
 
-    /// What a report of the checkpoint on this dataset says of both.
+    /// Returns the fields of a report about the checkpoint and this dataset.
     pub(super) fn of_run(&self, checkpoint: &Checkpoint) -> OfRun {
         let name = self.location.file_name();
         OfRun {
@@ -143,13 +143,13 @@ impl RunDataset {
         }
     }
 
-    /// What the checkpoint was trained on, unless it is this dataset.
+    /// Returns the checkpoint's training data, unless they are from this dataset.
     pub(super) fn other_trained_on<'a>(&self, checkpoint: &'a Checkpoint) -> Option<&'a TrainedOn> {
         (!is_own(checkpoint, &self.manifest)).then_some(&checkpoint.manifest().trained_on)
     }
 }
 
-/// Whether a checkpoint was trained on a split of this dataset, by the split's digest.
+/// Returns whether a checkpoint was trained on a split of this dataset, by the split's digest.
 pub(super) fn is_own(checkpoint: &Checkpoint, manifest: &Manifest) -> bool {
     let trained_on = &checkpoint.manifest().trained_on;
     let split = manifest.splits.get(&trained_on.split);

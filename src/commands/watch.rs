@@ -1,8 +1,8 @@
-//! Evaluates the checkpoints of a run as they appear, each once.
+//! Evaluation of a run's checkpoints as they appear, each once.
 //!
-//! A checkpoint is evaluated when its report exists. Before a watcher begins, it takes the lock of the report
-//! (`storage::Lock`), which only one process can hold and which is free again when its holder dies; clocks do
-//! not matter. All state is beside the reports, so a watcher can be restarted anywhere.
+//! A checkpoint counts as evaluated once its report exists. A watcher first takes the report's lock
+//! (`storage::Lock`). Only one process can hold it, and it is released when the holder dies; clocks do not
+//! matter. All state is beside the reports, so a watcher can be restarted anywhere.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,50 +15,50 @@ use crate::checkpoint::{finished_step, list_checkpoints};
 use crate::failure::chain;
 use crate::storage::{Location, Lock, StorageError};
 
-/// How to watch.
+/// Options of a watcher.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchOptions {
-    /// The time between two looks at the run.
+    /// Time between two looks at the run.
     pub poll: Duration,
-    /// Stop after this time without a new checkpoint; `None` to wait until the run is finished.
+    /// Time without a new checkpoint after which the watcher stops; `None` to wait until the run is finished.
     pub idle_timeout: Option<Duration>,
 }
 
-/// Why a watcher stopped.
+/// Reason why a watcher stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WatchEnd {
     /// The run is finished, and every checkpoint has its report.
     Finished,
-    /// No new checkpoint came within the timeout.
+    /// No new checkpoint appeared within the timeout.
     Idle,
 }
 
-/// What a watcher did.
+/// Results of a watcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WatchSummary {
-    /// The steps whose checkpoints this watcher evaluated, in order.
+    /// Steps whose checkpoints this watcher evaluated, in order.
     pub evaluated: Vec<u64>,
-    /// The steps whose checkpoints cannot be evaluated, in order.
+    /// Steps whose checkpoints could not be evaluated, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<u64>,
-    /// Why it stopped.
+    /// Reason why the watcher stopped.
     pub end: WatchEnd,
 }
 
-/// The report of a checkpoint in a folder of reports; `name` is the kind of report, such as `knn-val`.
+/// Returns the report of a checkpoint in a folder of reports; `name` is the kind of report, such as `knn-val`.
 pub(super) fn report_location(folder: &Location, name: &str, step: u64) -> Location {
     folder.join(&format!("{name}-step-{step:08}.json"))
 }
 
 /// Evaluates every checkpoint of the run without a report, oldest first, and waits for more.
 ///
-/// `name` gives the kind of report of the checkpoint in a folder, such as `knn-val`. `evaluate` gets the
-/// step, the checkpoint's folder and the lock of the report, and publishes the report. If it fails and
-/// `is_damaged`, the checkpoint is to blame: the summary lists its step, and the others are evaluated.
+/// `name` returns the kind of report for the checkpoint in a folder, such as `knn-val`. `evaluate` gets the
+/// step, the checkpoint's folder and the report's lock, and publishes the report. If it fails and
+/// `is_damaged` holds, the checkpoint is the cause: the summary lists its step, and the watcher continues.
 ///
 /// # Errors
-/// The first other error of `evaluate`, or of the store. A checkpoint that was removed meanwhile is skipped.
+/// Any other error of `evaluate`, or of the store. A checkpoint that was removed meanwhile is skipped.
 pub(super) fn watch(
     run: &Location,
     name: impl Fn(&Location) -> String,
@@ -70,7 +70,7 @@ pub(super) fn watch(
     let mut last_news = Instant::now();
     let mut newest = None;
     loop {
-        // Looked up before the list: what is listed after it is all there will be.
+        // Looked up before the list: if finished by then, the list is complete.
         let finished = finished_step(run)?.is_some();
         let checkpoints = list_checkpoints(run)?;
         let step = checkpoints.last().map(|(step, _)| *step);
@@ -88,7 +88,7 @@ pub(super) fn watch(
                 open = true;
                 continue;
             };
-            // Another watcher may have published and given back its lock since the look above.
+            // Another watcher may have published and released its lock since the last look.
             let done = report.exists()?;
             let result = if done { Ok(()) } else { evaluate(*step, folder, &lock) };
             drop(lock);
@@ -125,7 +125,7 @@ pub(super) fn watch(
     }
 }
 
-/// Takes the lock of a report; none where another watcher holds it.
+/// Takes the lock of a report; `None` if another watcher holds it.
 fn take_lock(report: &Location) -> Result<Option<Lock>, StorageError> {
     let Some(file) = report.with_file_name(&format!("{}.lock", report.file_name())) else { return Ok(None) };
     match Lock::take(&file) {

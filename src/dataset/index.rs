@@ -1,9 +1,9 @@
 //! The index of a part of a split: a row for each instance, without its image.
 //!
-//! A reader finds each image by it without a look into the shards, reads it alone, and checks it by its
-//! digest. Duplicates are found by it too. A loader reads only where the images are ([`Located`]).
+//! A reader finds each image through the index without opening the shards, reads the image alone, and checks it by its
+//! digest. Duplicate detection uses the index too. A loader reads only the columns of [`Located`].
 //!
-//! Beside it is `duplicates.parquet`: groups of images that are the same.
+//! A second file, `duplicates.parquet`, lists groups of images that are the same or look alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use super::{DatasetError, FileEntry, Split, read_table, read_whole, write_table}
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
-/// What an image looks like, in 256 bits; images that look the same differ in few of them.
+/// Perceptual hash of 256 bits; images that look the same differ in few of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ViewHash(pub [u64; 4]);
 
 impl ViewHash {
-    /// The number of bits in which two hashes differ.
+    /// Returns the number of bits in which the hashes differ.
     pub fn distance(&self, other: &Self) -> u32 {
         self.0.iter().zip(other.0).map(|(a, b)| (a ^ b).count_ones()).sum()
     }
@@ -44,58 +44,58 @@ impl ViewHash {
     }
 }
 
-/// Where an image is stored, and how large it is.
+/// Position and size of a stored image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// Its shard: a position in the manifest's list.
+    /// Shard, as an index into the manifest's list.
     pub shard: u32,
-    /// Its row in the shard.
+    /// Row in the shard.
     pub row: u32,
-    /// Where its encoded bytes begin in the shard's file.
+    /// Offset of the encoded bytes in the shard's file.
     pub offset: u64,
-    /// How many they are.
+    /// Number of encoded bytes.
     pub bytes: u32,
-    /// Its width in pixels, as stored.
+    /// Width in pixels, as stored.
     pub width: u32,
-    /// Its height in pixels, as stored.
+    /// Height in pixels, as stored.
     pub height: u32,
-    /// Where its entry points begin in the shard's file.
+    /// Offset of the entry points in the shard's file.
     pub entry_points_offset: u64,
-    /// How many bytes they are as stored; 0 where there are none.
+    /// Number of bytes of the stored entry points; 0 if there are none.
     pub entry_points_bytes: u32,
 }
 
 /// An entry of the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexRow {
-    /// Its number in the split.
+    /// Instance id within the split.
     pub id: InstanceId,
-    /// Its class, where it has one.
+    /// Class, if the instance has one.
     pub label: Option<ClassId>,
-    /// Where it came from: `<class>/<file>`.
+    /// Path in the source: `<class>/<file>`.
     pub path: String,
-    /// Where it is stored.
+    /// Position in the shards.
     pub place: Place,
-    /// The digest of its encoded bytes.
+    /// Digest of the encoded bytes.
     pub image: Digest,
-    /// What it looks like; none for an image without contrast, or where no pixel was decoded.
+    /// View hash; `None` for an image without contrast, or if no pixel was decoded.
     pub view: Option<ViewHash>,
 }
 
-/// The part of an entry that a loader needs.
+/// The part of an index entry that a loader needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Located {
-    /// Its number in the split.
+    /// Instance id within the split.
     pub id: InstanceId,
-    /// Its class, where it has one.
+    /// Class, if the instance has one.
     pub label: Option<ClassId>,
-    /// Where it is stored.
+    /// Position in the shards.
     pub place: Place,
-    /// The digest of its encoded bytes.
+    /// Digest of the encoded bytes.
     pub image: Digest,
 }
 
-/// The columns.
+/// Returns the columns of an index.
 pub(super) fn schema() -> Schema {
     Schema::new(vec![
         Field::new("instance_id", DataType::Int64, false),
@@ -114,13 +114,13 @@ pub(super) fn schema() -> Schema {
     ])
 }
 
-/// The columns of an index from before there were entry points.
+/// Returns the columns of an index from a version without entry points.
 fn schema_without_entry_points() -> Schema {
     let fields = schema().fields;
     Schema::new(fields[..fields.len() - 2].to_vec())
 }
 
-/// Rows of a row group of the index.
+/// Number of rows in a row group of the index.
 const ROW_GROUP: usize = 1 << 16;
 
 /// Writes an index at `path` within the dataset's folder.
@@ -190,7 +190,7 @@ pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>
     )
 }
 
-/// Where some instances of a split came from, as the indexes of its parts say.
+/// Reads the source paths of some instances from the indexes of the split's parts.
 ///
 /// # Errors
 /// If an index is missing or damaged, or the store fails.
@@ -219,12 +219,12 @@ pub fn read_paths(
 }
 
 impl Split {
-    /// Reads the indexes of its parts, one after the other: by id.
+    /// Reads the indexes of the split's parts, one after the other; the result is ordered by id.
     ///
     /// # Errors
-    /// If one is missing or damaged, or has other instances than the manifest says.
+    /// If an index is missing or damaged, or has other instances than the manifest records.
     pub fn read_places(&self, dataset: &Location) -> Result<Vec<Located>, DatasetError> {
-        // What the manifest counts is compared with what the files hold, and takes no memory before.
+        // The manifest's count is compared with the rows of the files, and reserves no memory before.
         let mut all = Vec::new();
         for part in &self.ingest {
             let rows = read_places(dataset, &part.index)?;
@@ -245,7 +245,7 @@ impl Split {
         }
     }
 
-    /// The error of an index whose entry of an instance differs from its shard.
+    /// Makes the error of an index whose entry of an instance differs from its shard.
     pub(super) fn wrong_index(&self, dataset: &Location, id: InstanceId) -> DatasetError {
         let mut ends = self.ingest.iter().scan(0, |end, part| {
             *end += part.instances;
@@ -257,7 +257,7 @@ impl Split {
     }
 }
 
-/// Reads the part of an index that a loader needs, and checks it against the manifest's digest.
+/// Reads the columns of an index that a loader needs, and checks the file against the manifest's digest.
 ///
 /// # Errors
 /// If it is missing or damaged, or the store fails.
@@ -284,14 +284,14 @@ fn read<T>(
     read_table(read_whole(&location, entry.digest)?, &location, &schemas, mask, append)
 }
 
-/// Where the instances of a batch are stored; `None` where a value is out of range.
+/// Parses the positions of a batch's instances; `None` if a value is out of range.
 fn located(batch: &RecordBatch) -> Option<Vec<Located>> {
     let long = |name| Some(batch.column_by_name(name)?.as_primitive::<Int64Type>().values());
     let short = |name| Some(batch.column_by_name(name)?.as_primitive::<Int32Type>().values());
     let (ids, labels, offsets) = (long("instance_id")?, long("label")?, long("offset")?);
     let (shards, places, sizes) = (short("shard")?, short("row")?, short("bytes")?);
     let (widths, heights, digests) = (short("width")?, short("height")?, fixed(batch, "digest")?);
-    // Indexes from before have neither.
+    // Older indexes have neither.
     let (points, points_bytes) = (long("entry_points_offset"), short("entry_points_bytes"));
     let row = |row: usize| {
         Some(Located {
@@ -321,27 +321,27 @@ fn fixed<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a FixedSizeBinaryAr
     Some(batch.column_by_name(name)?.as_fixed_size_binary())
 }
 
-/// The file's name within the dataset's folder.
+/// Name of the file of duplicates within the dataset's folder.
 pub const DUPLICATES_FILE: &str = "duplicates.parquet";
 
-/// An image of a group.
+/// An image of a group of duplicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DuplicateRow {
-    /// The group's number, from 0.
+    /// Number of the group, from 0.
     pub group: u64,
-    /// The image's split.
+    /// Split of the image.
     pub split: String,
-    /// Its number in the split.
+    /// Instance id within the split.
     pub id: InstanceId,
-    /// Where it came from.
+    /// Path in the source.
     pub path: String,
-    /// Whether its bytes are those of the group's first image.
+    /// Whether the image's bytes are those of the group's first image.
     pub identical: bool,
-    /// The bits in which its view hash differs from that of the group's first image; none where it has no hash.
+    /// Hamming distance of the view hash to that of the group's first image; `None` if either has no hash.
     pub distance: Option<u32>,
 }
 
-/// The columns.
+/// Returns the columns of the file of duplicates.
 pub(super) fn duplicates_schema() -> Schema {
     Schema::new(vec![
         Field::new("group", DataType::Int64, false),
@@ -353,7 +353,7 @@ pub(super) fn duplicates_schema() -> Schema {
     ])
 }
 
-/// Writes the file, in the place of one that is there.
+/// Writes the file of duplicates, replacing an existing one.
 ///
 /// # Errors
 /// If the store fails.
@@ -371,7 +371,7 @@ pub fn write_duplicates(dataset: &Location, rows: &[DuplicateRow]) -> Result<Fil
     write_table(&dataset.join(DUPLICATES_FILE), schema, std::iter::once(batch), DUPLICATES_FILE)
 }
 
-/// Reads the file.
+/// Reads the file of duplicates.
 ///
 /// # Errors
 /// If it is missing or damaged, or the store fails.

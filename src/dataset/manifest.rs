@@ -8,44 +8,44 @@ use super::DatasetError;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, PublishMode};
 
-/// The version that this code writes and reads.
+/// Version that this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
-/// Instances of a split at most: an id has 32 bits.
+/// Maximum number of instances of a split: an id has 32 bits.
 const MOST_INSTANCES: u64 = 1 << 32;
-/// The manifest's name within the dataset's folder.
+/// Name of the manifest within the dataset's folder.
 const FILE: &str = "manifest.json";
 
-/// Splits on which features are evaluated where none is named, the first that a dataset has.
+/// Splits on which features are evaluated by default; the first one that a dataset has counts.
 pub const EVALUATION_SPLITS: [&str; 6] = ["val", "valid", "validation", "dev", "test", "testing"];
-/// The option of [`IngestRecord`] that says whether images are seen as EXIF says.
+/// Option of [`IngestRecord`] that records whether EXIF orientation is applied to the images.
 pub const EXIF_ORIENTATION: &str = "exif_orientation";
 
 /// A shard of a split.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShardEntry {
-    /// Its path within the dataset's folder.
+    /// Path within the dataset's folder.
     pub path: String,
-    /// Its rows.
+    /// Number of rows.
     pub rows: u64,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// The blake3 digest of its contents.
+    /// Blake3 digest of the contents.
     pub digest: Digest,
-    /// The blake3 digest of each row group's bytes, so that a ranged read can be checked.
+    /// Blake3 digest of each row group's bytes, to check ranged reads.
     pub row_groups: Vec<Digest>,
-    /// What follows the last row group. Manifests from before have none.
+    /// Bytes after the last row group; `None` in manifests of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footer: Option<FooterEntry>,
 }
 
-/// What follows the last row group of a shard: Parquet's page index and footer, up to the end of the file.
+/// The bytes after the last row group of a shard: Parquet's page index and footer, up to the end of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FooterEntry {
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// The blake3 digest of its bytes.
+    /// Blake3 digest of these bytes.
     pub digest: Digest,
 }
 
@@ -53,101 +53,101 @@ pub struct FooterEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// Its path within the dataset's folder.
+    /// Path within the dataset's folder.
     pub path: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// The blake3 digest of its contents.
+    /// Blake3 digest of the contents.
     pub digest: Digest,
 }
 
-/// How a part of a split was made: enough to know the same command again, and what was found.
+/// Record of the ingest of one part of a split: enough to recognise a repetition of the command, and a report.
 ///
-/// A split has one part, and one more for each time that images were appended.
+/// A split has one part, and another for each time that images were appended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestRecord {
-    /// The program and its version.
+    /// Name and version of the program.
     pub program: String,
-    /// The source's form.
+    /// Format of the source.
     pub format: String,
-    /// A fingerprint of the source's names and sizes.
+    /// Fingerprint of the source's names, classes and sizes.
     pub source_fingerprint: Digest,
-    /// The options that decide what the shards hold.
+    /// Options that decide the contents of the shards.
     pub options: BTreeMap<String, serde_json::Value>,
-    /// The part's instances; their ids follow those of the parts before.
+    /// Number of instances in the part; their ids follow those of earlier parts.
     pub instances: u64,
-    /// The part's index; see [`super::IndexRow`].
+    /// Index of the part; see [`super::IndexRow`].
     pub index: FileEntry,
-    /// What was found in the source.
+    /// Statistics of the source's images.
     pub report: PartReport,
 }
 
-/// What was found in a source.
+/// Statistics of the images in the source of a part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartReport {
-    /// Images validated.
+    /// Number of validated images.
     pub looked_at: u64,
-    /// How many were rejected for which kind of reason.
+    /// Number of rejected images, by kind of reason.
     pub refused: BTreeMap<String, u64>,
-    /// Images left out because another split holds them too (`--drop-leaks`).
+    /// Number of images left out because another split has a near-duplicate (`--drop-leaks`).
     pub dropped_leaks: u64,
-    /// Entries of the whole source that are not images by their names, hidden or ignored.
+    /// Number of entries of the whole source that are hidden, ignored, or not images by their names.
     pub passed_over: u64,
-    /// How many images have which format and colour space.
+    /// Number of images, by format and colour space.
     pub kinds: BTreeMap<String, u64>,
-    /// Bytes of the encoded images: smallest, mean, largest.
+    /// Sizes of the encoded images in bytes: smallest, mean, largest.
     #[serde(rename = "picture_bytes")]
     pub encoded_bytes: [u64; 3],
-    /// The shorter side in pixels: smallest, mean, largest.
+    /// Shorter side in pixels: smallest, mean, largest.
     pub short_side: [u64; 3],
-    /// The longer side in pixels: smallest, mean, largest.
+    /// Longer side in pixels: smallest, mean, largest.
     pub long_side: [u64; 3],
-    /// Images made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
+    /// Number of images made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
     pub re_encoded: u64,
-    /// A digest of the modification times or ETags of the whole source's files, where all have one. It is
-    /// part of no other digest. Manifests from before have none.
+    /// Digest of the modification times or ETags of the whole source's files, if all have one. No other digest covers
+    /// it. `None` in manifests of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_stamp: Option<Digest>,
-    /// How the whole source was understood, as ingest prints it. Manifests from before have none.
+    /// Plan of the whole source, as ingest prints it; `None` in manifests of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<serde_json::Value>,
 }
 
-/// Images that occur more than once, in all splits together.
+/// Counts of duplicate images, over all splits together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DuplicateCounts {
-    /// Groups whose images are equal byte for byte.
+    /// Number of groups whose images are equal byte for byte.
     pub identical_groups: u64,
-    /// Groups whose images look the same.
+    /// Number of groups whose images look the same.
     pub visual_groups: u64,
-    /// Images in groups.
+    /// Number of images in groups.
     #[serde(rename = "pictures")]
     pub images: u64,
-    /// Training images that have a near-duplicate in another split.
+    /// Number of training images that have a near-duplicate in another split.
     pub leaks: u64,
 }
 
 /// A split of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
-    /// Its images; their ids are `0..instances`.
+    /// Number of images; their ids are `0..instances`.
     pub instances: u64,
-    /// Those that have a label.
+    /// Number of images that have a label.
     pub labelled: u64,
-    /// The sum of the encoded images' sizes, in bytes.
+    /// Sum of the encoded images' sizes, in bytes.
     pub image_bytes: u64,
-    /// Images that were refused at ingest; `rejects/<split>.jsonl` names them.
+    /// Number of images rejected at ingest; `rejects/<split>.jsonl` lists them.
     pub rejected: u64,
-    /// The digest of its content; see [`ContentDigest`].
+    /// Digest of the content; see [`ContentDigest`].
     pub digest: Digest,
-    /// Its shards.
+    /// Shards, in the order of [`super::Place::shard`].
     pub shards: Vec<ShardEntry>,
-    /// How it was made: the first part, and what was appended.
+    /// Records of the parts: the first one, then those that were appended.
     pub ingest: Vec<IngestRecord>,
 }
 
 impl Split {
-    /// Whether its images are seen as EXIF says; all of its parts agree.
+    /// Returns whether EXIF orientation is applied to the images; all parts agree.
     pub fn applies_exif_orientation(&self) -> bool {
         let recorded = self.ingest.first().and_then(|part| part.options.get(EXIF_ORIENTATION));
         recorded.and_then(serde_json::Value::as_str) == Some("apply")
@@ -157,23 +157,23 @@ impl Split {
 /// The contents of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The format's version.
+    /// Version of the format.
     pub format_version: u32,
-    /// The digest of the content of all splits: the identity of the dataset, the same wherever, whenever
-    /// and by however many threads it was made.
+    /// Digest of the content of all splits, the identity of the dataset: it does not depend on location, time or number
+    /// of threads.
     pub dataset_digest: Digest,
-    /// The names of the classes; a label is an index into them. Sorted by their bytes, unless the source
-    /// gives them an order.
+    /// Names of the classes; a label is an index into them. Sorted by their bytes, unless the source gives them an
+    /// order.
     pub classes: Vec<String>,
-    /// The splits by name.
+    /// Splits by name.
     pub splits: BTreeMap<String, Split>,
-    /// Images that occur more than once; `duplicates.parquet` names them.
+    /// Counts of duplicate images; `duplicates.parquet` lists them.
     #[serde(default)]
     pub duplicates: DuplicateCounts,
 }
 
 impl Manifest {
-    /// A manifest of these classes and splits.
+    /// Makes a manifest of these classes and splits.
     pub fn new(classes: Vec<String>, splits: BTreeMap<String, Split>) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"instdisc dataset 1\n");
@@ -189,7 +189,7 @@ impl Manifest {
     /// Reads the manifest of a dataset.
     ///
     /// # Errors
-    /// If there is none, or it is not understood.
+    /// If there is no manifest, or it is invalid.
     pub fn read(dataset: &Location) -> Result<Self, DatasetError> {
         let file = dataset.join(FILE);
         let text = match file.read() {
@@ -201,10 +201,10 @@ impl Manifest {
         Self::parse(&text).map_err(|reason| DatasetError::Manifest { file: file.to_string(), reason })
     }
 
-    /// Reads the text of a manifest.
+    /// Parses the text of a manifest.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The reason why the text is invalid.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if manifest.format_version != FORMAT_VERSION {
@@ -218,8 +218,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Checks that the counts of each split agree with one another; the files they count are checked when
-    /// they are read.
+    /// Checks that the counts of each split agree with one another. The files that they count are checked when they are
+    /// read.
     fn check_counts(&self) -> Result<(), String> {
         let most_classes = usize::from(u16::MAX) + 1;
         if self.classes.len() > most_classes {
@@ -261,7 +261,7 @@ impl Manifest {
     /// The split of this name.
     ///
     /// # Errors
-    /// [`DatasetError::NoSplit`] with the names that there are.
+    /// [`DatasetError::NoSplit`], which lists the existing splits.
     pub fn split(&self, dataset: &Location, name: &str) -> Result<&Split, DatasetError> {
         self.splits.get(name).ok_or_else(|| DatasetError::NoSplit {
             dataset: dataset.to_string(),
@@ -270,11 +270,11 @@ impl Manifest {
         })
     }
 
-    /// The split on which features are evaluated: the one asked for, or the first of [`EVALUATION_SPLITS`], in any
-    /// case, that is not the one that is trained on (empty for none); which it is, is said.
+    /// Returns the split on which features are evaluated, and logs a default. Without `asked` this is the first of
+    /// [`EVALUATION_SPLITS`], in any case, other than `trained_on` (empty if no split was trained on).
     ///
     /// # Errors
-    /// [`DatasetError::NoSplit`] or [`DatasetError::NoEvaluationSplit`] with the names that there are.
+    /// [`DatasetError::NoSplit`] or [`DatasetError::NoEvaluationSplit`], which list the existing splits.
     pub fn evaluation_split(
         &self,
         dataset: &Location,
@@ -296,7 +296,7 @@ impl Manifest {
         }
     }
 
-    /// The first of [`EVALUATION_SPLITS`] that there is, in any case, and is not the one that is trained on.
+    /// Returns the first of [`EVALUATION_SPLITS`] that exists, in any case, other than `trained_on`.
     pub fn first_evaluation_split(&self, trained_on: &str) -> Option<&str> {
         let names = || self.splits.keys().map(String::as_str).filter(|name| *name != trained_on);
         let is = |wanted: &str| names().find(|name| name.eq_ignore_ascii_case(wanted));
@@ -304,7 +304,7 @@ impl Manifest {
     }
 }
 
-/// Adds parts with their lengths, so that no two lists of parts look alike.
+/// Hashes parts with their lengths, so that different lists of parts never give the same bytes.
 fn absorb<'a>(hasher: &mut blake3::Hasher, count: u64, parts: impl IntoIterator<Item = &'a [u8]>) {
     hasher.update(&count.to_le_bytes());
     for part in parts {
@@ -313,7 +313,7 @@ fn absorb<'a>(hasher: &mut blake3::Hasher, count: u64, parts: impl IntoIterator<
     }
 }
 
-/// The digest of a split's content: the labels and images in the order of the ids, and nothing else.
+/// Digest of a split's content: the labels and images in the order of the ids, and nothing else.
 #[derive(Debug, Default)]
 pub struct ContentDigest {
     hasher: blake3::Hasher,
@@ -321,7 +321,7 @@ pub struct ContentDigest {
 }
 
 impl ContentDigest {
-    /// Of a split; whether its images are seen as EXIF says is a part of its content.
+    /// Starts the digest of a split; whether EXIF orientation is applied is part of its content.
     pub fn new(applies_exif_orientation: bool) -> Self {
         let mut digest = Self::default();
         if applies_exif_orientation {
@@ -341,7 +341,7 @@ impl ContentDigest {
         self.hasher.update(&image.0);
     }
 
-    /// The digest.
+    /// Returns the digest of the instances added so far.
     pub fn finish(&self) -> Digest {
         self.hasher.finalize().into()
     }

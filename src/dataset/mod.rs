@@ -5,7 +5,7 @@
 //! described in docs/formats.md. The module knows neither image codecs nor tensors.
 //!
 //! Invariants of a published split: it holds exactly the ids `0..instances`; ids follow the order of a
-//! sorted ImageFolder, then appended images in their own order; what a manifest names never changes.
+//! sorted ImageFolder, then appended images in their own order; files that a manifest names never change.
 
 mod index;
 mod manifest;
@@ -39,41 +39,41 @@ use crate::failure::Failure;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, StorageError, Upload};
 
-/// The leaf columns of the encoded images in a shard, and of their entry points.
+/// Indices of the leaf columns with the encoded images of a shard, and with their entry points.
 const IMAGE_BYTES: usize = 1;
 const ENTRY_POINTS: usize = 6;
 
-/// Bytes of the length before each value of these columns, in a plain page.
+/// Number of bytes of the length before each value of these columns, in a plain page.
 const LENGTH_BYTES: usize = 4;
 
-/// One image with what is known of it.
+/// An image with its metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Its number in the split.
+    /// Instance id within the split.
     pub id: InstanceId,
-    /// Its class, where it has one.
+    /// Class, if the instance has one.
     pub label: Option<ClassId>,
-    /// The encoded image as it came.
+    /// Encoded image, as stored.
     pub bytes: Bytes,
-    /// Where it came from: `<class>/<file>`.
+    /// Path in the source: `<class>/<file>`.
     pub path: String,
-    /// Columns of pixels.
+    /// Width in pixels.
     pub width: u32,
-    /// Rows of pixels.
+    /// Height in pixels.
     pub height: u32,
-    /// Where decoding can start within a JPEG, if that is known (`image::entry_points`).
+    /// Entry points of a JPEG, at which decoding can start, if known (`image::entry_points`).
     pub entry_points: Option<Bytes>,
 }
 
 impl Row {
-    /// The number of pixels.
+    /// Returns the number of pixels.
     pub fn pixels(&self) -> u64 {
         u64::from(self.width) * u64::from(self.height)
     }
 }
 
-/// The columns of a shard. Of entry points alone a value may be null; all are declared as nullable because
-/// Hugging Face `datasets` takes its features from the metadata only where the declared type is its own.
+/// Returns the columns of a shard. Only entry points may be null, but all are declared as nullable: Hugging Face
+/// `datasets` takes its features from the metadata only where the declared type is its own.
 fn schema() -> Schema {
     let image = Fields::from(vec![
         Field::new("bytes", DataType::Binary, true),
@@ -89,13 +89,13 @@ fn schema() -> Schema {
     ])
 }
 
-/// The columns of a shard from before there were entry points.
+/// Returns the columns of a shard from a version without entry points.
 fn schema_without_entry_points() -> Schema {
     let fields = schema().fields;
     Schema::new(fields[..fields.len() - 1].to_vec())
 }
 
-/// A dataset cannot be used or written.
+/// Error from using or writing a dataset.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// The folder has no manifest.
@@ -104,12 +104,12 @@ pub enum DatasetError {
         /// The folder.
         dataset: String,
     },
-    /// The manifest does not say what it should.
+    /// The manifest is invalid.
     #[error("{file}: its contents are not understood: {reason}")]
     Manifest {
         /// The manifest.
         file: String,
-        /// What is wrong.
+        /// Reason why the manifest is invalid.
         reason: String,
     },
     /// The dataset has no such split.
@@ -117,12 +117,12 @@ pub enum DatasetError {
     NoSplit {
         /// The folder.
         dataset: String,
-        /// The split asked for.
+        /// Requested split.
         split: String,
-        /// The splits that it has.
+        /// Existing splits.
         known: Vec<String>,
     },
-    /// No split is there to evaluate on.
+    /// The dataset has no split to evaluate on.
     #[error(
         "{dataset}: it has no split to evaluate on ({}), only {}; `knn --split {} --leave-one-out` \
          compares the images of a split with each other, and `ingest --hold-out test=10%` sets a share of them apart",
@@ -134,20 +134,20 @@ pub enum DatasetError {
         /// The splits that it has.
         known: Vec<String>,
     },
-    /// A file of the dataset is not there.
+    /// A file of the dataset is missing.
     #[error("{file}: missing, {needed}")]
     Missing {
         /// The file.
         file: String,
-        /// What needs it.
+        /// Reason why the file is needed.
         needed: &'static str,
     },
-    /// A shard's file is of another size or digest than the manifest says.
+    /// A file of the dataset is not as the manifest describes it.
     #[error("{shard}: damaged: {reason}")]
     Damaged {
         /// The shard.
         shard: String,
-        /// What differs.
+        /// Reason why the file counts as damaged.
         reason: String,
     },
     /// A row group cannot be read.
@@ -157,7 +157,7 @@ pub enum DatasetError {
         shard: String,
         /// The row group, from 0.
         row_group: usize,
-        /// What is wrong.
+        /// Reason why the row group cannot be read.
         reason: String,
     },
     /// A shard cannot be written.
@@ -179,7 +179,7 @@ fn quoted(names: &[String]) -> String {
 }
 
 impl DatasetError {
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Storage(error) => error.failure(),
@@ -190,17 +190,17 @@ impl DatasetError {
     }
 }
 
-/// The store's kind of failure, where an upload failed below the Parquet writer.
+/// Returns the store's kind of failure, if an upload failed below the Parquet writer.
 fn failure_of_write(error: &ParquetError) -> Failure {
     let ParquetError::External(cause) = error else { return Failure::Io };
     let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     io.and_then(|cause| cause.downcast_ref::<StorageError>()).map_or(Failure::Io, StorageError::failure)
 }
 
-/// Rows that are read at a time.
+/// Number of rows that are read at a time.
 const BATCH_ROWS: usize = 1 << 16;
 
-/// Writes a table, a row group for each batch; `path` is its place in the dataset.
+/// Writes a table, a row group for each batch; `path` is its path within the dataset.
 ///
 /// # Errors
 /// If the store fails.
@@ -225,10 +225,10 @@ fn write_table(
     Ok(FileEntry { path: path.to_owned(), bytes: published.bytes, digest: published.digest })
 }
 
-/// What `append` makes of the rows of a table's bytes; it says nothing where a value is out of range.
+/// Reads the rows of a table's bytes; `append` adds those of a batch, and returns `None` if a value is out of range.
 ///
 /// # Errors
-/// If they are not of a table with the columns of one of these schemas.
+/// If the bytes are not a table with the columns of one of these schemas.
 fn read_table<T>(
     bytes: Bytes,
     location: &Location,
@@ -253,12 +253,12 @@ fn read_table<T>(
     Ok(rows)
 }
 
-/// The error of a file that is not there.
+/// Makes the error of a missing file that the manifest names.
 fn missing(location: &Location) -> DatasetError {
     DatasetError::Missing { file: location.to_string(), needed: "and the manifest names it" }
 }
 
-/// The contents of a file that the manifest gives a digest of. Bytes that come damaged are read once more.
+/// Reads a file and checks it against the manifest's digest. Damaged bytes are read once more.
 ///
 /// # Errors
 /// If it is missing or damaged, or the store fails.

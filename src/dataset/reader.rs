@@ -1,7 +1,7 @@
-//! Reading a shard, one row group at a time; and [`verify`], the check of every byte of a dataset.
+//! Reads a shard, one row group at a time; [`verify`] checks every byte of a dataset.
 //!
-//! The columns are PLAIN and uncompressed, so the file holds an image's bytes as they are, after a length of
-//! four bytes: images are taken from their pages without a copy, and one alone is read by its offset.
+//! The columns are PLAIN and uncompressed, so the file contains an image's bytes unchanged, after a length of four
+//! bytes. Images are therefore slices of their pages without a copy, and a single one is read by its offset.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -31,13 +31,13 @@ use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
-/// The end of a shard that is fetched first; it holds the footer of all but huge shards.
+/// Size of the end of a shard that is fetched first; it contains the footer of all but huge shards.
 const FOOTER_GUESS_BYTES: u64 = 256 << 10;
 
-/// The first columns, of which no value is null.
+/// Number of leading columns in which no value is null.
 const FULL_COLUMNS: usize = 5;
 
-/// A shard that is open for reading.
+/// A shard, open for reading.
 #[derive(Debug)]
 pub struct ShardReader {
     location: Location,
@@ -52,10 +52,10 @@ pub struct ShardReader {
 impl ShardReader {
     /// Opens a shard of a dataset by its footer.
     ///
-    /// `classes` and `instances` are those of the split; labels and ids outside of them are refused.
+    /// `classes` and `instances` are those of the split; labels and ids out of their ranges are errors.
     ///
     /// # Errors
-    /// If the shard is missing, of another size than the manifest says, or its footer is damaged.
+    /// If the shard is missing, has another size than in the manifest, or its footer is damaged.
     pub fn open(
         dataset: &Location,
         entry: &ShardEntry,
@@ -104,33 +104,33 @@ impl ShardReader {
         Ok(Self { location, shown, bytes, classes, instances, digests, metadata })
     }
 
-    /// The shard's location, for errors.
+    /// Returns the shard's location as text, for errors.
     pub fn shown(&self) -> &str {
         &self.shown
     }
 
-    /// The number of row groups.
+    /// Returns the number of row groups.
     pub fn row_groups(&self) -> usize {
         self.metadata.metadata().num_row_groups()
     }
 
-    /// The number of rows in a row group.
+    /// Returns the number of rows in a row group.
     pub fn rows(&self, row_group: usize) -> usize {
         self.metadata.metadata().row_group(row_group).num_rows() as usize
     }
 
-    /// The size of a row group in bytes: what reading it fetches.
+    /// Returns the number of bytes that reading a row group fetches.
     pub fn row_group_bytes(&self, row_group: usize) -> u64 {
         let range = self.row_group_range(row_group);
         range.end - range.start
     }
 
-    /// The digest of a row group's bytes, by the manifest.
+    /// Returns the manifest's digest of a row group's bytes.
     pub fn row_group_digest(&self, row_group: usize) -> Digest {
         self.digests[row_group]
     }
 
-    /// The byte range of a row group in the shard: what is fetched, and what its digest covers.
+    /// Returns the byte range of a row group in the shard, which a read fetches and the digest covers.
     pub fn row_group_range(&self, row_group: usize) -> Range<u64> {
         let columns = self.metadata.metadata().row_group(row_group).columns().iter();
         let ranges = columns.map(|column| {
@@ -140,7 +140,7 @@ impl ShardReader {
         ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
     }
 
-    /// The shard's file.
+    /// Returns the location of the shard's file.
     pub fn location(&self) -> &Location {
         &self.location
     }
@@ -157,7 +157,7 @@ impl ShardReader {
         read_again(|| self.parse_row_group(row_group, self.location.read_range(range.clone())?))
     }
 
-    /// The rows of a row group's bytes, which are checked against the manifest's digest. The images share
+    /// Parses the rows of a row group's bytes, after checking these against the manifest's digest. The images share
     /// memory with `bytes`.
     ///
     /// # Errors
@@ -279,7 +279,7 @@ pub(crate) fn read_footer(
     metadata.map_err(|error| damaged("schema", error.to_string()))
 }
 
-/// The images of a row group, each a slice of `part`.
+/// Returns the images of a row group, each as a slice of `part`.
 ///
 /// # Errors
 /// If an image is missing, or the pages are not those of a dataset.
@@ -315,14 +315,14 @@ fn images(
     Ok(images)
 }
 
-/// What follows the definition levels, which a page of version 1 begins with.
+/// Skips the definition levels at the start of a version 1 page.
 fn values(page: &Bytes) -> Option<Bytes> {
     let levels = u32::from_le_bytes(page.get(..4)?.try_into().ok()?) as usize;
     let start = levels.checked_add(4).filter(|&start| start <= page.len())?;
     Some(page.slice(start..))
 }
 
-/// Splits PLAIN byte arrays, each after its length.
+/// Splits PLAIN byte arrays, each preceded by its length.
 fn split(mut values: Bytes, images: &mut Vec<Bytes>) -> Option<()> {
     while !values.is_empty() {
         let len = u32::from_le_bytes(values.get(..4)?.try_into().ok()?) as usize;
@@ -333,7 +333,7 @@ fn split(mut values: Bytes, images: &mut Vec<Bytes>) -> Option<()> {
     Some(())
 }
 
-/// A part of a file, read as if it were the whole: reads outside of it are errors.
+/// A range of a file that acts as the whole file: reads outside of it are errors.
 #[derive(Clone)]
 struct FilePart {
     start: u64,
@@ -381,11 +381,11 @@ fn read_again<T>(read: impl Fn() -> Result<T, DatasetError>) -> Result<T, Datase
     }
 }
 
-/// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the
-/// indexes tell where each image is. Stored entry points must be those that `entry_points` finds in the image.
+/// Reads every byte of every shard and index, and checks digests, ids, the content's digest, and the positions in the
+/// indexes. Stored entry points must be those that `entry_points` finds in the image.
 ///
 /// # Errors
-/// The first thing that is wrong.
+/// The first error that is found.
 pub fn verify(
     dataset: &Location,
     manifest: &Manifest,

@@ -16,7 +16,7 @@ fn row(id: u32, image: &'static [u8]) -> Row {
     }
 }
 
-/// What `row` has for an image of [`IMAGES`].
+/// Returns the entry points that `row` has for an image of [`IMAGES`].
 fn entry_points(image: &[u8]) -> Option<Vec<u8>> {
     let id = (0..).zip(IMAGES).find(|(_, other)| *other == image)?.0;
     row(id, b"").entry_points.map(Vec::from)
@@ -88,7 +88,7 @@ pub(crate) fn publish(
     manifest
 }
 
-/// A dataset of five rows in two shards, row groups of two.
+/// Publishes a dataset of five rows in two shards, with row groups of two.
 fn published() -> (tempfile::TempDir, Location, Manifest) {
     let dir = tempfile::tempdir().expect("a folder");
     let dataset = Location::from_path(dir.path()).expect("a location");
@@ -123,7 +123,7 @@ fn images_are_found_in_row_groups_of_many_pages() {
     let dataset = Location::from_path(dir.path()).expect("a location");
     let options = WriterOptions { row_group: 3000, classes: vec!["a".into(), "b".into()] };
     let mut writer = ShardWriter::start(&dataset, "shard.parquet", &options).expect("started");
-    // Parquet closes a page after some megabytes or some thousand rows.
+    // Parquet closes a page after several megabytes or several thousand rows.
     let image = |id: u32| -> Bytes { vec![id as u8; (id as usize * 37) % 4000].into() };
     for id in 0..5000 {
         writer.push(Row { bytes: image(id), ..row(id, b"") }).expect("pushed");
@@ -250,7 +250,7 @@ fn a_manifest_that_was_edited_is_refused() {
     assert!(matches!(Manifest::read(&dataset), Err(DatasetError::Manifest { .. })));
 }
 
-/// The counts come before any file is read, and are no reason to ask for memory.
+/// The counts are known before any file is read, and must not make the reader allocate memory.
 #[test]
 fn counts_that_files_do_not_bear_out_are_refused() {
     let (_dir, dataset, manifest) = published();
@@ -294,7 +294,7 @@ fn every_damage_to_a_footer_is_found_before_it_is_parsed() {
     }
 }
 
-/// Manifests from before do not name the footer's digest.
+/// Manifests of older versions do not have the footer's digest.
 #[test]
 fn a_damaged_footer_without_a_digest_is_an_error_and_never_a_panic() {
     let (_dir, dataset, manifest) = published();
@@ -345,7 +345,7 @@ fn the_schema_file_is_that_of_the_code() {
     assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
 }
 
-/// The schemas of the dataset's files as text, as `schemas/dataset.txt` holds them.
+/// Returns the schemas of the dataset's files as text, in the form of `schemas/dataset.txt`.
 fn schema_text() -> String {
     fn lines(text: &mut String, fields: &Fields, indent: &str, nulls: bool) {
         for field in fields {

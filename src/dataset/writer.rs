@@ -1,9 +1,9 @@
-//! Writing a shard.
+//! Writes a shard.
 //!
-//! Entry points are beside their image, sealed. A loader that reads one image alone sees no digest of the
-//! column that they are in, and entry points of another image would give wrong pixels. So each value ends
-//! with a part of a digest, which covers the image too: its size and its last bytes. What an image's entry
-//! points are, [`crate::image`] knows.
+//! Entry points are stored beside their image, with a seal. A loader that reads one image alone cannot check the digest
+//! of the column that contains them, and entry points of another image would give wrong pixels. Therefore each value
+//! ends with a part of a digest, which also covers the image's size and last bytes. [`crate::image`] finds the entry
+//! points.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,38 +24,38 @@ use super::{DatasetError, ENTRY_POINTS, FooterEntry, IMAGE_BYTES, LENGTH_BYTES, 
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
 
-/// A row group ends early where its images reach this size: it is in memory whole when it is written and
-/// when it is read, and Parquet's offsets within it have 31 bits.
+/// Size in bytes of a row group's images at which it ends early. A row group is in memory whole when it is written and
+/// read, and Parquet's offsets within it have 31 bits.
 const ROW_GROUP_BYTES: usize = 256 << 20;
 
-/// The key of the metadata entry for other readers.
+/// Key of the metadata entry for other readers.
 const HUGGINGFACE: &str = "huggingface";
 
-/// How shards are laid out.
+/// Layout of shards.
 #[derive(Clone, Debug)]
 pub struct WriterOptions {
-    /// Rows of a row group, what one ranged read fetches; fewer where the images are huge.
+    /// Maximum number of rows of a row group, which one ranged read fetches; fewer where the images are huge.
     pub row_group: usize,
-    /// The names of the classes, for the metadata.
+    /// Names of the classes, for the metadata.
     pub classes: Vec<String>,
 }
 
-/// A shard that was written.
+/// A published shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrittenShard {
-    /// What the manifest says of it.
+    /// Entry for the manifest.
     pub entry: ShardEntry,
-    /// By row: where the image's encoded bytes begin in the file.
+    /// By row: offset of the image's encoded bytes in the file.
     pub offsets: Vec<u64>,
-    /// By row: where its entry points begin in the file, and how many bytes they are as stored; 0 where there are none.
+    /// By row: offset of the stored entry points in the file, and their number of bytes; 0 where there are none.
     #[serde(default)]
     pub entry_points: Vec<(u64, u32)>,
 }
 
 /// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
 ///
-/// The bytes are a function of the rows and the options. Columns are written straight from the rows: building Arrow
-/// arrays of images first would copy each twice more, into memory that is fetched again for each row group.
+/// The bytes are a function of the rows and the options. Columns are written directly from the rows: Arrow arrays of
+/// images would copy each twice more, into memory that is allocated again for each row group.
 pub struct ShardWriter {
     path: String,
     shown: String,
@@ -63,9 +63,9 @@ pub struct ShardWriter {
     row_group: usize,
     pending: Vec<Row>,
     pending_bytes: usize,
-    /// By row: the size of its image in bytes.
+    /// By row: size of the image in bytes.
     sizes: Vec<Option<u64>>,
-    /// By row: the size of its entry points in bytes, as stored.
+    /// By row: size of the stored entry points in bytes.
     entry_points: Vec<Option<u64>>,
 }
 
@@ -150,7 +150,7 @@ impl ShardWriter {
         let points = self::offsets(&metadata, ENTRY_POINTS, &self.entry_points).ok_or_else(unknown)?;
         let point_bytes = self.entry_points.iter().map(|bytes| bytes.unwrap_or(0) as u32);
         let entry_points = points.into_iter().zip(point_bytes).collect();
-        // The writer buffers the end of the file.
+        // The writer buffers the end of the file until then.
         self.sync()?;
         let digests = self.writer.inner_mut();
         let footer =
@@ -182,14 +182,14 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Hands all bytes to the upload.
+    /// Passes all buffered bytes to the upload.
     fn sync(&mut self) -> Result<(), DatasetError> {
         let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
         self.writer.flush().map_err(|error| failed(error.into()))
     }
 }
 
-/// The value of the `huggingface` metadata entry, by which `datasets` and pandas see images and classes.
+/// Returns the value of the `huggingface` metadata entry, from which `datasets` and pandas know images and classes.
 pub(super) fn huggingface_entry(classes: &[String]) -> String {
     let value = |dtype: &str| serde_json::json!({"dtype": dtype, "_type": "Value"});
     serde_json::json!({"info": {"features": {
@@ -203,8 +203,8 @@ pub(super) fn huggingface_entry(classes: &[String]) -> String {
     .to_string()
 }
 
-/// Where each value of a column begins, by its size (none: a null, at 0): a page ends with its values, each after its
-/// length in four bytes.
+/// Returns the offset of each value of a column, from the values' sizes (`None`, a null, has offset 0). A page ends
+/// with its values, each preceded by its length in four bytes.
 fn offsets(metadata: &ParquetMetaData, column: usize, sizes: &[Option<u64>]) -> Option<Vec<u64>> {
     const LENGTH: u64 = LENGTH_BYTES as u64;
     let mut offsets = Vec::with_capacity(sizes.len());
@@ -226,12 +226,12 @@ fn offsets(metadata: &ParquetMetaData, column: usize, sizes: &[Option<u64>]) -> 
     (offsets.len() == sizes.len()).then_some(offsets)
 }
 
-/// Passes bytes on to the upload and takes the digests of the row groups, one after the other, and of the footer.
+/// Passes bytes on to the upload, and computes the digests of the row groups and then of the footer.
 #[derive(Debug)]
 struct Digests {
-    /// Until it is finished.
+    /// Upload; `None` once finished.
     upload: Option<Upload>,
-    /// Of the row group that is being written; after the last one, of the footer.
+    /// Hash of the row group being written; after the last one, of the footer.
     current: blake3::Hasher,
     row_groups: Vec<Digest>,
 }
@@ -259,7 +259,7 @@ impl Write for Digests {
     }
 }
 
-/// Writes rows as one row group; the columns are those of [`schema`].
+/// Writes rows as one row group with the columns of [`schema`].
 fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Result<(), ParquetError> {
     let mut group = writer.next_row_group()?;
     put::<Int64Type>(&mut group, rows.iter().map(|row| Some(row.id.to_stored())))?;
@@ -291,22 +291,22 @@ fn put<T: DataType>(
     column.close()
 }
 
-/// Bytes of the digest that seals entry points.
+/// Number of bytes of the digest that seals entry points.
 const SEAL_BYTES: usize = 8;
-/// Bytes at the end of an image that the digest covers.
+/// Number of bytes at the end of an image that the seal covers.
 const LAST_BYTES: usize = 64;
 
-/// The bytes that a shard stores of an image's entry points.
+/// Returns an image's entry points with their seal, as a shard stores them.
 fn sealed(points: &[u8], image: &[u8]) -> Vec<u8> {
     [points, &seal(points, image)].concat()
 }
 
-/// How many bytes they are for entry points of this size.
+/// Returns the stored size of `points` bytes of entry points.
 fn sealed_bytes(points: usize) -> usize {
     points + SEAL_BYTES
 }
 
-/// The entry points, if the stored bytes are those that were written for this image.
+/// Returns the entry points without their seal, if the stored bytes were written for this image.
 pub fn unsealed(mut stored: Bytes, image: &[u8]) -> Option<Bytes> {
     let len = stored.len().checked_sub(SEAL_BYTES)?;
     let found = stored.split_off(len);

@@ -1,7 +1,7 @@
-//! The C functions of `shim/`, as safe Rust. The only file of this module with unsafe code.
+//! Safe Rust bindings of the C functions in `shim/`; the only file of this module with unsafe code.
 //!
-//! A handle here owns its C++ object. The C++ side catches every exception, keeps no pointer that it is given
-//! (tensors are counted references there), and tells a failure as 1 with a message for the calling thread.
+//! A handle owns its C++ object. The C++ side catches every exception and keeps no pointer that it is given
+//! (tensors are counted references there). It reports a failure as 1, with a message for the calling thread.
 
 #![expect(
     unsafe_code,
@@ -17,7 +17,7 @@ use libloading::os::unix::{Library, Symbol};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-/// The message of a C++ exception.
+/// Message of a C++ exception.
 pub(super) type Message = String;
 
 unsafe extern "C" {
@@ -124,28 +124,28 @@ impl Drop for Handle {
 /// Ends the process at once, without the exit handlers of libraries: for one that is blocked in a device's queue behind
 /// a lost rank, where they would never return.
 pub fn end_process(code: u8) -> ! {
-    // SAFETY: it takes a number and does not return.
+    // SAFETY: takes a number and does not return.
     unsafe { dist_end_process(code.into()) }
 }
 
-/// Fails where the libtorch that was loaded is not the one that this was built for.
+/// Fails if the loaded libtorch is not the version that this program was built for.
 pub(super) fn prepare() -> Result<(), Message> {
-    // SAFETY: takes nothing; sets a flag of libtorch's logging, which every caller sets to the same, and a variable
-    // of the environment, once.
+    // SAFETY: takes nothing; sets a flag of libtorch's logging, which every caller sets to the same value,
+    // and once a variable of the environment.
     done(unsafe { dist_prepare() })
 }
 
-/// A client of a TCPStore, or its server too.
+/// Client of a TCPStore, which may also serve it.
 #[derive(Debug)]
 pub(super) struct Store(Handle);
 
-// SAFETY: TCPStore holds a lock during each operation; the object belongs to no thread.
+// SAFETY: TCPStore holds a lock during each operation; the object is bound to no thread.
 unsafe impl Send for Store {}
 // SAFETY: as above.
 unsafe impl Sync for Store {}
 
 impl Store {
-    /// With `listening`, a bound socket, this store serves.
+    /// Opens a client; with `listening`, a bound socket, this store also serves.
     pub(super) fn open(
         host: &str,
         port: u16,
@@ -155,7 +155,7 @@ impl Store {
         let host = text(host)?;
         let listening = listening.map_or(-1, IntoRawFd::into_raw_fd);
         let mut out = null_mut();
-        // SAFETY: the texts and `out` live through the call; the socket's ownership goes over.
+        // SAFETY: the texts and `out` live through the call; the shim takes ownership of the socket.
         let code = unsafe { dist_store_new(host.as_ptr(), port, listening, milliseconds(timeout), &mut out) };
         done(code)?;
         Ok(Self(Handle::new(out, dist_store_free)?))
@@ -163,7 +163,7 @@ impl Store {
 
     pub(super) fn set(&self, key: &str, value: &[u8]) -> Result<(), Message> {
         let key = text(key)?;
-        // SAFETY: the handle is valid until dropped; pointer and length are of one slice, which is copied.
+        // SAFETY: the handle is valid until dropped; pointer and length belong to one slice, which is copied.
         done(unsafe { dist_store_set(self.0.get(), key.as_ptr(), value.as_ptr(), value.len()) })
     }
 
@@ -175,7 +175,7 @@ impl Store {
         if bytes.is_null() {
             return Ok(None);
         }
-        // SAFETY: the shim allocated at least `len` bytes there and leaves them to us.
+        // SAFETY: the shim allocated at least `len` bytes there and passes their ownership.
         let value = unsafe { std::slice::from_raw_parts(bytes, len) }.to_vec();
         // SAFETY: allocated by the shim, freed once.
         unsafe { dist_bytes_free(bytes) };
@@ -191,7 +191,7 @@ impl Store {
     }
 }
 
-/// NCCL, for one device.
+/// Loader of NCCL for one device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nccl {
     device: i32,
@@ -203,9 +203,9 @@ pub(super) struct Nccl {
 unsafe impl Send for Nccl {}
 
 impl Nccl {
-    /// Makes the device the calling thread's current one, which NCCL's streams are taken from.
+    /// Makes the device current for the calling thread; NCCL's streams are taken from it.
     pub(super) fn make_current(&self) -> Result<(), Message> {
-        // SAFETY: a function of this type in a library that stays; it writes at most the length that it is told.
+        // SAFETY: a function of this type in a library that stays loaded; it writes at most the given length.
         done_there(|message, capacity| unsafe { (self.set_device)(self.device, message, capacity) })
     }
 
@@ -221,8 +221,8 @@ impl Nccl {
     }
 }
 
-/// The CUDA part: a library that the program carries within itself (see build.rs). It is loaded after
-/// libtorch_cuda, whose functions it calls, and never unloaded.
+/// Loads the CUDA part: a library embedded in the program (see build.rs). It is loaded after libtorch_cuda,
+/// whose functions it calls, and never unloaded.
 #[cfg(feature = "nccl")]
 fn cuda_part() -> Result<&'static Library, Message> {
     use libloading::os::unix::{RTLD_LOCAL, RTLD_NOW};
@@ -235,40 +235,40 @@ fn cuda_part() -> Result<&'static Library, Message> {
     static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
     let load = || {
         // SAFETY: libtorch_cuda's initialisers register its kernels with the libtorch_cpu that this program
-        // is linked to; it is never unloaded.
+        // is linked to; the library is never unloaded.
         let cuda = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_LOCAL) };
         std::mem::forget(cuda.map_err(|error| format!("libtorch_cuda.so cannot be loaded: {error}"))?);
         let unwritten = |error: std::io::Error| format!("the CUDA part cannot be put into memory: {error}");
-        // Not a file in /tmp, from where a machine may forbid to run code.
+        // Not a file in /tmp, which may be mounted without execution.
         let memory = memfd_create("instdisc_cuda", MemfdFlags::CLOEXEC);
         let mut file = std::fs::File::from(memory.map_err(|error| unwritten(error.into()))?);
         file.write_all(PART).map_err(unwritten)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        // SAFETY: our own library; it has no initialisers but those of libtorch's headers. RTLD_NOW makes a
-        // function that this libtorch lacks an error that names it.
+        // SAFETY: our own library; it has no initialisers except those of libtorch's headers. With RTLD_NOW a
+        // function that this libtorch lacks is an error that names it.
         unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
             .map_err(|error| format!("the CUDA part cannot be loaded: {error}"))
     };
     LOADED.get_or_init(load).as_ref().map_err(Clone::clone)
 }
 
-/// This program has no CUDA part.
+/// Fails, as this program has no CUDA part.
 #[cfg(not(feature = "nccl"))]
 fn cuda_part() -> Result<&'static Library, Message> {
     Err("this program was built without the cargo feature nccl".into())
 }
 
-/// A function of the CUDA part.
+/// Finds a function of the CUDA part.
 ///
 /// # Safety
-/// `F` is the type of a pointer to the function of this name.
+/// `F` must be the type of a pointer to the function with this name.
 unsafe fn entry<F: Copy>(library: &'static Library, name: &str) -> Result<F, Message> {
-    // SAFETY: the type is the caller's to know; the library stays, and so does its function.
+    // SAFETY: the caller answers for the type; the library stays loaded, and so does its function.
     let symbol: Symbol<F> = unsafe { library.get(name.as_bytes()) }.map_err(|error| error.to_string())?;
     Ok(*symbol)
 }
 
-/// The failure of a call into the CUDA part, which writes its text into memory of this length.
+/// Calls into the CUDA part, which writes a failure's message into memory of the given length.
 fn done_there(call: impl FnOnce(*mut c_char, usize) -> i32) -> Result<(), Message> {
     let mut message = [0u8; 1024];
     if call(message.as_mut_ptr().cast(), message.len()) == 0 {
@@ -278,10 +278,10 @@ fn done_there(call: impl FnOnce(*mut c_char, usize) -> i32) -> Result<(), Messag
     Err(text.to_string_lossy().into_owned())
 }
 
-/// A function that takes a handle and tells its failure.
+/// Function that takes a handle and reports failures.
 type OfHandle = unsafe extern "C" fn(*mut c_void, *mut c_char, usize) -> i32;
 
-/// Those of cuda.cpp for graphs.
+/// Graph functions of cuda.cpp.
 #[derive(Clone, Copy, Debug)]
 struct GraphFunctions {
     begin: unsafe extern "C" fn(*const c_void, *mut *mut c_void, *mut c_char, usize) -> i32,
@@ -290,15 +290,15 @@ struct GraphFunctions {
     free: unsafe extern "C" fn(*mut c_void),
 }
 
-/// Records what a CUDA device is given as graphs that share memory: they are to be replayed in the order in which they
-/// were recorded.
+/// Recorder of a CUDA device's work as graphs. They share memory, so they must be replayed in the order of
+/// their recording.
 #[derive(Debug)]
 pub struct GraphRecorder {
     handle: Handle,
     functions: GraphFunctions,
 }
 
-/// What a CUDA device was given, to be done again at the same addresses.
+/// Recorded work of a CUDA device, which replays at the same addresses.
 #[derive(Debug)]
 pub struct CudaGraph {
     handle: Handle,
@@ -306,10 +306,10 @@ pub struct CudaGraph {
 }
 
 impl GraphRecorder {
-    /// A recorder for the CUDA device with this number, which becomes the thread's current one.
+    /// Creates a recorder for the CUDA device with this number, which becomes the thread's current device.
     ///
     /// # Errors
-    /// If this program or this machine has no CUDA, in libtorch's words.
+    /// If the program or the machine has no CUDA, with libtorch's message.
     pub fn new(device: usize) -> Result<Self, String> {
         type New = unsafe extern "C" fn(i32, *mut *mut c_void, *mut c_char, usize) -> i32;
         prepare()?;
@@ -331,12 +331,12 @@ impl GraphRecorder {
         Ok(Self { handle: Handle::new(out, free)?, functions })
     }
 
-    /// Records what `work` gives to the device, which does not do it yet. Tensors that the work makes keep their
-    /// addresses as long as they live; all others that it touches have to live as long as the graph. Work returns its
-    /// failure: a panic leaves the recording without an end.
+    /// Records the work that `work` queues on the device, without running it. Tensors that it creates keep
+    /// their addresses while they live; all other tensors that it uses must live as long as the graph. `work`
+    /// must return its failure: a panic would not end the recording.
     ///
     /// # Errors
-    /// If the work fails, in its words, or cannot be recorded, in libtorch's.
+    /// If the work fails, with its message, or cannot be recorded, with libtorch's.
     pub fn record<T>(&self, work: impl FnOnce() -> Result<T, String>) -> Result<(CudaGraph, T), String> {
         let GraphFunctions { begin, end, replay, free } = self.functions;
         let mut out = null_mut();
@@ -344,7 +344,7 @@ impl GraphRecorder {
         done_there(|message, capacity| unsafe { begin(self.handle.get(), &mut out, message, capacity) })?;
         let graph = CudaGraph { handle: Handle::new(out, free)?, replay };
         let made = work();
-        // Whatever became of the work: the thread's operators are done again from here on.
+        // End the recording even if the work failed, so that the thread's operators run again.
         let ended = graph.call(end);
         let made = made?;
         ended?;
@@ -353,10 +353,10 @@ impl GraphRecorder {
 }
 
 impl CudaGraph {
-    /// Gives the device all of it again, in the thread's current queue.
+    /// Queues the recorded work again in the thread's current stream.
     ///
     /// # Errors
-    /// In libtorch's words.
+    /// If the replay fails, with libtorch's message.
     pub fn replay(&self) -> Result<(), String> {
         self.call(self.replay)
     }
@@ -367,7 +367,7 @@ impl CudaGraph {
     }
 }
 
-/// What a group is made of.
+/// Options and parts of a group.
 #[derive(Debug)]
 pub(super) struct GroupParts<'a> {
     pub store: &'a Store,
@@ -375,16 +375,16 @@ pub(super) struct GroupParts<'a> {
     pub rank: usize,
     pub world: usize,
     pub timeout: Duration,
-    /// Where gloo listens, where c10d's own choice would not do.
+    /// Address that gloo listens on; `None` for c10d's choice.
     pub address: Option<&'a str>,
     pub nccl: Option<Nccl>,
 }
 
-/// c10d's process group with its backends.
+/// Process group of c10d with its backends.
 #[derive(Debug)]
 pub(super) struct Group(Handle);
 
-// SAFETY: the object belongs to no thread; without Sync, one thread at a time uses it.
+// SAFETY: the object is bound to no thread; without Sync, one thread at a time uses it.
 unsafe impl Send for Group {}
 
 impl Group {
@@ -393,7 +393,7 @@ impl Group {
         let address = parts.address.map(text).transpose()?;
         let rank = |number: usize| i32::try_from(number).map_err(|_| format!("rank {number} is too high"));
         let mut out = null_mut();
-        // SAFETY: all pointers live through the call; `make_nccl` is only called with a device, and is then
+        // SAFETY: all pointers live through the call; `make_nccl` is only called with a device, and then is
         // the function of that type in the loaded library.
         let code = unsafe {
             dist_group_new(
@@ -420,7 +420,7 @@ impl Group {
     pub(super) fn broadcast(&self, tensors: &[Tensor], from: usize) -> Result<(), Message> {
         let pointers: Vec<_> = tensors.iter().map(Tensor::as_ptr).collect();
         let from = i32::try_from(from).unwrap_or(-1);
-        // SAFETY: the handle is valid, and so are as many tensors as are said.
+        // SAFETY: the handle is valid, and the list has this many valid tensors.
         done(unsafe { dist_broadcast(self.0.get(), pointers.as_ptr(), pointers.len(), from) })
     }
 
@@ -433,12 +433,12 @@ impl Group {
         let mut sum = null_mut();
         // SAFETY: handle and tensor are valid; `sum` lives through the call.
         done(unsafe { dist_sum_with_gradient(self.0.get(), own.as_ptr(), &mut sum) })?;
-        // SAFETY: a new tensor, which is ours.
+        // SAFETY: a new tensor, owned by us.
         Ok(unsafe { Tensor::from_ptr(sum) })
     }
 }
 
-/// Batch norm over a group's ranks, or over one alone. `parameters`: weight, bias, running mean, running variance.
+/// Computes batch norm over a group's ranks, or over one alone. `parameters`: weight, bias, running mean and variance.
 pub(super) fn batch_norm(
     group: Option<&Group>,
     input: &Tensor,
@@ -449,29 +449,29 @@ pub(super) fn batch_norm(
     let (parameters, mut out) = (parameters.map(Tensor::as_ptr), null_mut());
     // SAFETY: the group is valid or null, and so are the input and four tensors.
     done(unsafe { dist_batch_norm(group, input.as_ptr(), parameters.as_ptr(), momentum, eps, &mut out) })?;
-    // SAFETY: a new tensor, which is ours.
+    // SAFETY: a new tensor, owned by us.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// Lets the kernels of batch norm be computed on the CPU in this process.
+/// Registers batch norm's kernels for the CPU in this process.
 #[cfg(test)]
 pub(crate) fn emulate_kernels() {
     // SAFETY: takes nothing.
     done(unsafe { dist_emulate_kernels() }).expect("libtorch takes them");
 }
 
-/// c10d's Reducer.
+/// Gradient reducer of c10d.
 #[derive(Debug)]
 pub(super) struct Reducer(Handle);
 
-// SAFETY: the object belongs to no thread; without Sync, one thread at a time uses it.
+// SAFETY: the object is bound to no thread; without Sync, one thread at a time uses it.
 unsafe impl Send for Reducer {}
 
 impl Reducer {
     pub(super) fn new(group: &Group, parameters: &[Tensor]) -> Result<Self, Message> {
         let pointers: Vec<_> = parameters.iter().map(Tensor::as_ptr).collect();
         let mut out = null_mut();
-        // SAFETY: the group is valid, and so are as many tensors as are said.
+        // SAFETY: the group is valid, and the list has this many valid tensors.
         done(unsafe { dist_reducer_new(group.0.get(), pointers.as_ptr(), pointers.len(), &mut out) })?;
         Ok(Self(Handle::new(out, dist_reducer_free)?))
     }

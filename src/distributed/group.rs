@@ -13,23 +13,23 @@ use super::watch::Watch;
 use super::{DistributedError, Rendezvous, ffi};
 use crate::failure::Failure;
 
-/// How values of all ranks become one.
+/// Reduction of all ranks' values to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
-    /// Their sum; of bools whether any is true.
+    /// Sum; for bools, whether any is true.
     Sum,
-    /// The greatest.
+    /// Maximum.
     Max,
 }
 
-/// The ranks, as one of them sees them.
+/// Group of all ranks, as seen by one of them.
 ///
-/// Collectives must be called by all ranks in the same order with tensors of the same shapes and kinds, by one
-/// thread of each. They return when the result is there (on CUDA: when the current stream waits for it). After an
-/// error the group cannot be used again: the process ends, and is started again with the others.
+/// All ranks must call collectives in the same order with tensors of the same shapes and kinds, each from one
+/// thread. A collective returns when the result is there (on CUDA: when the current stream waits for it).
+/// After an error the group is unusable: the process must end and restart with the others.
 ///
-/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. A rank that ends well calls
-/// [`ProcessGroup::leave`] before.
+/// CPU tensors are exchanged by gloo, those of a CUDA device by NCCL. A rank that ends normally calls
+/// [`ProcessGroup::leave`] first.
 #[derive(Debug)]
 pub struct ProcessGroup {
     rank: usize,
@@ -40,24 +40,23 @@ pub struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    /// The group of one rank: no store, no port, and every collective leaves things as they are.
+    /// Creates the group of a single rank, without store or port; its collectives change nothing.
     pub fn alone() -> Self {
         Self { rank: 0, world: 1, store: Store::in_memory(), joined: None }
     }
 
-    /// Whether there are no other ranks to talk to, nor c10d's group of one.
+    /// Returns whether the group has neither other ranks nor a c10d group of one.
     pub fn is_alone(&self) -> bool {
         self.joined.is_none()
     }
 
-    /// Joins the other ranks. Rank 0 opens a store where the others look for it.
+    /// Joins the other ranks. Rank 0 opens the store at the meeting point.
     ///
-    /// `timeout` holds for the joining and then for each collective. `device`: the one whose tensors this rank's
-    /// collectives will take, besides the CPU's.
+    /// `timeout` limits the joining and then each collective. `device`: device of this rank's tensors, besides the CPU.
     ///
     /// # Errors
-    /// If a port is in use, ranks do not come (they are named), two are the same, NCCL is needed and cannot be
-    /// used, or the libtorch loaded is not the one this was built for.
+    /// If a port is in use, ranks are missing (the error names them), two ranks are equal, NCCL is needed but
+    /// unusable, or the loaded libtorch is not the version that this program was built for.
     pub fn join(
         rendezvous: &Rendezvous,
         device: Device,
@@ -66,7 +65,7 @@ impl ProcessGroup {
         Self::join_unless_stopped(rendezvous, device, timeout, &AtomicBool::new(false))
     }
 
-    /// Likewise, until `stop` is set: then it gives up, and those who wait with it do too.
+    /// Joins the other ranks, until `stop` is set; then this rank and all that wait with it give up.
     ///
     /// # Errors
     /// As [`ProcessGroup::join`], and if it was stopped.
@@ -83,7 +82,7 @@ impl ProcessGroup {
         Ok(Self { rank: rendezvous.rank(), world: rendezvous.world(), store, joined: Some(joined) })
     }
 
-    /// As [`ProcessGroup::join`], for tensors of the CPU alone.
+    /// Joins the other ranks, for CPU tensors alone.
     ///
     /// # Errors
     /// As [`ProcessGroup::join`].
@@ -91,8 +90,8 @@ impl ProcessGroup {
         Self::join(rendezvous, Device::Cpu, timeout)
     }
 
-    /// Meets the other ranks, which wait for this one, only to tell them that it ends with `error`, of this
-    /// kind; they end likewise. Nothing with one rank.
+    /// Joins the waiting ranks only to report that this rank ends with `error`, a failure of this kind; they
+    /// end too. Does nothing with one rank.
     pub fn fail_before_joining(
         rendezvous: &Rendezvous,
         timeout: Duration,
@@ -107,27 +106,27 @@ impl ProcessGroup {
         }
     }
 
-    /// This rank's number.
+    /// Returns this rank's number.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// The number of ranks.
+    /// Returns the number of ranks.
     pub fn world(&self) -> usize {
         self.world
     }
 
-    /// Whether this is rank 0.
+    /// Returns whether this is rank 0.
     pub fn is_first(&self) -> bool {
         self.rank == 0
     }
 
-    /// Makes the tensor on every rank the sum or the greatest of all ranks' ones, in place.
+    /// Replaces the tensor on every rank by the sum or maximum over all ranks, in place.
     ///
     /// # Shape
     /// Any, the same on every rank; bool, i8, i16, i32, i64, u8, f16, bf16, f32 or f64.
     /// # Errors
-    /// If a rank is lost or does not come in time.
+    /// If a rank is lost or late.
     pub fn all_reduce(&self, tensor: &Tensor, how: Reduce) -> Result<(), DistributedError> {
         let op = match how {
             Reduce::Sum => 0,
@@ -136,22 +135,22 @@ impl ProcessGroup {
         self.collective("all-reduce", |group| group.all_reduce(tensor, op)).map(|_| ())
     }
 
-    /// Gives every rank rank `from`'s tensors, in place. They travel together, as bytes.
+    /// Copies rank `from`'s tensors to every rank, in place. All tensors are sent together, as bytes.
     ///
     /// # Shape
-    /// Any mixture of shapes and kinds, the same on every rank.
+    /// Any mixture of shapes and kinds, equal on every rank.
     /// # Errors
-    /// If a rank is lost or does not come in time.
+    /// If a rank is lost or late.
     pub fn broadcast(&self, tensors: &[Tensor], from: usize) -> Result<(), DistributedError> {
         self.collective("broadcast", |group| group.broadcast(tensors, from)).map(|_| ())
     }
 
-    /// The ranks' tensors one below the other, by rank.
+    /// Concatenates the ranks' tensors, ordered by rank.
     ///
     /// # Shape
     /// `own: [n, ...]` -> `[world * n, ...]`, any kind.
     /// # Errors
-    /// If a rank is lost or does not come in time.
+    /// If a rank is lost or late.
     pub fn all_gather(&self, own: &Tensor) -> Result<Tensor, DistributedError> {
         let mut shape = own.size();
         if let Some(rows) = shape.first_mut() {
@@ -165,27 +164,26 @@ impl ProcessGroup {
         Ok(all.unwrap_or_else(|| own.detach().copy()))
     }
 
-    /// The sum over the ranks, through which gradients flow: each rank's gradient is the sum of those that arrive
-    /// at the ranks' sums.
+    /// Sums over the ranks, with gradients: each rank's gradient is the sum of those that arrive at all ranks' sums.
     ///
     /// # Shape
     /// Any -> the same; a floating kind.
     /// # Errors
-    /// If a rank is lost or does not come in time. The backward pass has its own errors.
+    /// If a rank is lost or late. The backward pass has its own errors.
     pub fn sum_with_gradient(&self, tensor: &Tensor) -> Result<Tensor, DistributedError> {
         let sum = self.collective("sum", |group| group.sum_with_gradient(tensor))?;
         Ok(sum.unwrap_or_else(|| tensor.shallow_clone()))
     }
 
-    /// Batch norm in training over the images of all ranks, by libtorch's own CUDA kernels; autograd goes through it.
-    /// The gradients of weight and bias are those of this rank's images.
+    /// Computes batch norm in training over the images of all ranks, with libtorch's CUDA kernels and
+    /// autograd. Gradients of weight and bias are those of this rank's images.
     ///
     /// # Shape
-    /// `input: [batch, channels, height, width]` of any float type, on CUDA -> the same; a rank's batch may be empty.
-    /// All ranks together need two values of a channel. `parameters: [channels]` f32 each: weight, bias,
-    /// running mean and running variance, of which the last two move.
+    /// `input: [batch, channels, height, width]` of any float type, on CUDA -> the same; a rank's batch may
+    /// be empty. All ranks together need two values of a channel. `parameters: [channels]` f32 each: weight,
+    /// bias, running mean and running variance; the last two are updated.
     /// # Errors
-    /// If the input is elsewhere, a rank is lost or does not come in time. The backward pass has its own errors.
+    /// If the input is not on CUDA, or a rank is lost or late. The backward pass has its own errors.
     /// # Source
     /// PyTorch's `SyncBatchNorm`.
     pub fn batch_norm(
@@ -205,10 +203,10 @@ impl ProcessGroup {
         }
     }
 
-    /// Every rank's bytes, by rank. Their lengths may differ.
+    /// Gathers every rank's bytes, ordered by rank. Lengths may differ.
     ///
     /// # Errors
-    /// If a rank is lost or does not come in time.
+    /// If a rank is lost or late.
     pub fn gather_bytes(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, DistributedError> {
         let lens = self.all_gather(&Tensor::from_slice(&[own.len() as i64]))?;
         let lens = Vec::<i64>::try_from(&lens).expect("a vector of i64 on the CPU");
@@ -224,10 +222,10 @@ impl ProcessGroup {
         Ok((0..self.world).map(of_rank).collect())
     }
 
-    /// Checks that all ranks have the same value of what is named.
+    /// Checks that all ranks have the same value; `what` names it in the error.
     ///
     /// # Errors
-    /// On every rank the same, with the first rank that differs from rank 0 and both values.
+    /// If a value differs: the same error on every rank, with the first rank that differs from rank 0 and both values.
     pub fn agree(&self, what: &str, value: &str) -> Result<(), DistributedError> {
         let values = self.gather_bytes(value.as_bytes())?;
         let text = |rank: usize| String::from_utf8_lossy(&values[rank]).into_owned();
@@ -242,37 +240,37 @@ impl ProcessGroup {
         }
     }
 
-    /// Calls `then` if ranks are lost and this group is still there `grace` later: for a rank that is blocked where
-    /// no error can reach it, as in a device's queue behind a collective that never ends. Another
-    /// thread calls it, once; all it can do is end the process.
+    /// Calls `then` if ranks are lost and this group still exists `grace` later. It is for a rank that no
+    /// error can reach, such as one blocked behind a collective in a device's queue. Another thread calls
+    /// `then` once; it can only end the process.
     pub fn when_lost(&self, grace: Duration, then: impl FnOnce(DistributedError) + Send + 'static) {
         if let Some(joined) = &self.joined {
             joined.watch().when_lost(grace, then);
         }
     }
 
-    /// This rank has done its work, and so have the others: its end will not alarm them. A rank that ends without is
-    /// lost to the others, whatever its reason.
+    /// Marks this rank as done, so that its end alarms no other rank. A rank that ends without this call
+    /// counts as lost.
     pub fn leave(&self) {
         if let Some(joined) = &self.joined {
             joined.watch().leave();
         }
     }
 
-    /// This rank is about to end with its own error: the others end with the same kind of failure, so that
-    /// their exit codes tell whether to start them again.
+    /// Reports that this rank is about to end with its own error. The others end with the same kind of
+    /// failure, so that their exit codes tell whether a restart helps.
     pub fn fail(&self, failure: Failure) {
         if let Some(joined) = &self.joined {
             joined.watch().fail(failure);
         }
     }
 
-    /// The group's store of small values, for any thread.
+    /// Returns the group's store of small values, for any thread.
     pub fn store(&self) -> Store {
         self.store.clone()
     }
 
-    /// Runs a collective and explains its error; nothing with one rank.
+    /// Runs a collective and explains its error; does nothing with one rank.
     fn collective<T>(
         &self,
         what: &str,
@@ -381,22 +379,22 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs backward passes after which gradients are the mean over the ranks, by c10d's Reducer: gradients are sent in
-/// buckets of up to 25 MB while the rest of the backward pass still runs.
+/// Backward passes that average gradients over the ranks, by c10d's Reducer: buckets of up to 25 MB are sent
+/// while the backward pass still runs.
 ///
-/// It holds the parameters, and buckets as large as their gradients. Their order must be the same on every rank.
-/// Every parameter must get a gradient in every last backward pass; one that does not is an error at once, on the
-/// ranks where it is so. Looking for such parameters would walk through the whole graph in every step.
+/// Holds the parameters, and buckets as large as their gradients. All ranks must have the same order. Each
+/// parameter must get a gradient in every last backward pass; otherwise the ranks where it is missing fail at
+/// once. Searching for such parameters would walk the whole graph in every step.
 #[derive(Debug)]
 pub struct GradientReducer {
     several: Option<(ffi::Reducer, Arc<Watch>)>,
 }
 
 impl GradientReducer {
-    /// Makes it for these parameters, which require gradients. They are not made equal: broadcast them before.
+    /// Creates a reducer for these parameters, which require gradients. It does not equalise them: broadcast first.
     ///
     /// # Errors
-    /// If ranks have other parameters (by number, shape or kind), a rank is lost or does not come in time.
+    /// If ranks have other parameters (by number, shape or kind), or a rank is lost or late.
     pub fn new(group: &ProcessGroup, parameters: &[Tensor]) -> Result<Self, DistributedError> {
         let Some(joined) = &group.joined else {
             return Ok(Self { several: None });
@@ -406,13 +404,13 @@ impl GradientReducer {
         Ok(Self { several: Some((reducer, joined.watch().clone())) })
     }
 
-    /// The backward pass of a loss. With `last` false gradients add up where they are, and nothing is sent; with
-    /// true they become the mean over the ranks, of what has added up since the last one.
+    /// Runs the backward pass of a loss. With `last` false, gradients accumulate locally. With true, the
+    /// gradients accumulated since the previous last pass become the mean over the ranks.
     ///
     /// # Shape
     /// `loss`: a scalar.
     /// # Errors
-    /// If a parameter gets no gradient, a rank is lost or does not come in time.
+    /// If a parameter gets no gradient, or a rank is lost or late.
     pub fn backward(&self, loss: &Tensor, last: bool) -> Result<(), DistributedError> {
         let Some((reducer, watch)) = &self.several else {
             return loss.f_backward().map_err(|error| DistributedError::Backend {

@@ -1,4 +1,4 @@
-//! How ranks come together: a store at rank 0, where each leaves its place, the watcher, and then libtorch's group.
+//! Joining of ranks: a store at rank 0, in which each registers, then the watcher, and then libtorch's group.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -22,21 +22,21 @@ use crate::failure::Failure;
 /// libtorch's group of several ranks, with this rank's watcher.
 #[derive(Debug)]
 pub(super) struct Joined {
-    /// Empty once it is being dropped.
+    /// `None` once it is being dropped.
     handle: Option<ffi::Group>,
     watch: Arc<Watch>,
-    /// At rank 0; elsewhere one more client.
+    /// Server at rank 0; elsewhere another client.
     #[expect(dead_code, reason = "kept for its drop")]
     server: Arc<ffi::Store>,
 }
 
-/// How long rank 0's store outlives its goodbye while others are still there.
+/// Time that rank 0's store outlives its goodbye while other ranks remain.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long rank 0 waits for the others to read why it gives up.
+/// Time that rank 0 leaves the others to read the reason why it gives up.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Between two attempts to reach rank 0, or to read a missing key.
+/// Pause between two attempts to reach rank 0, or to read a missing key.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The longest attempt to connect: a machine that is not up yet may never answer, and signals are checked in between.
+/// Longest attempt to connect; signals are checked between attempts, as a machine that is not up may never answer.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(2);
 
 impl Joined {
@@ -99,7 +99,7 @@ pub(super) fn join(
     Ok((Joined { handle: Some(handle), watch, server }, store))
 }
 
-/// Meets the others, to tell them that this rank ends with an error.
+/// Joins the others only to report that this rank ends with an error.
 pub(super) fn meet_and_fail(
     rendezvous: &Rendezvous,
     meeting: &Meeting,
@@ -107,7 +107,7 @@ pub(super) fn meet_and_fail(
     stop: &AtomicBool,
     failure: Failure,
 ) -> Result<(), DistributedError> {
-    // The server goes last: the others may still ask it something.
+    // The server is dropped last, as the others may still use it.
     let (_server, arrival) = Arrival::open(rendezvous, meeting, timeout, stop)?;
     let (watch, _) = arrival.meet()?;
     watch.fail(failure);
@@ -139,7 +139,7 @@ fn reach(
 ) -> Result<(), DistributedError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).clamp(PAUSE, LONGEST_ATTEMPT);
-        // The name too may come later than this process.
+        // The host name may also become known only later.
         let Err(error) = connect(&meeting.host, meeting.port, left) else { return Ok(()) };
         if stop.load(Ordering::Relaxed) {
             return Err(DistributedError::Stopped);
@@ -153,7 +153,7 @@ fn reach(
     }
 }
 
-/// A rank that looks for the others in the store.
+/// Arrival of a rank, which looks for the others in the store.
 #[derive(Debug)]
 struct Arrival<'a> {
     store: ffi::Store,
@@ -192,7 +192,7 @@ impl<'a> Arrival<'a> {
         Ok((server, Self { store, meeting, rank, world, deadline, timeout, stop }))
     }
 
-    /// Tells where this rank is, waits for the others, and starts the watcher.
+    /// Registers this rank, waits for the others, and starts the watcher.
     fn meet(&self) -> Result<(Arc<Watch>, Vec<Place>), DistributedError> {
         let place = serde_json::to_vec(&Place::here()).expect("a place is two texts");
         if self.store.add(&self.key(&format!("count/{}", self.rank)), 1).map_err(|text| self.broken(&text))?
@@ -229,7 +229,7 @@ impl<'a> Arrival<'a> {
         Ok((Arc::new(watch), places))
     }
 
-    /// Makes libtorch's group, on another thread: it waits for every rank, and a rank may be lost just then.
+    /// Creates libtorch's group on another thread, as this waits for every rank and one may be lost meanwhile.
     fn make_group(
         &self,
         server: &Arc<ffi::Store>,
@@ -244,7 +244,7 @@ impl<'a> Arrival<'a> {
             let address = address.map(|address| address.to_string());
             let address = address.as_deref();
             let parts = GroupParts { store: &store, prefix: &prefix, rank, world, timeout, address, nccl };
-            // The receiver is gone where ranks were lost.
+            // Without a receiver, ranks were lost.
             let _ = sender.send(ffi::Group::new(&parts));
         };
         let spawned = std::thread::Builder::new().name("join".into()).spawn(make);
@@ -278,7 +278,7 @@ impl<'a> Arrival<'a> {
                 let found = self.try_get(&format!("place/{rank}"))?;
                 *place = found.and_then(|bytes| serde_json::from_slice(&bytes).ok());
                 if place.is_none() && Instant::now() < self.deadline {
-                    // Until the time is over one question at once is enough.
+                    // Before the deadline, ask for one missing rank at a time.
                     break;
                 }
             }
@@ -291,10 +291,10 @@ impl<'a> Arrival<'a> {
         }
     }
 
-    /// An error that names the missing ranks, once the time is over here or at rank 0, or a rank was stopped.
+    /// Fails with the missing ranks after the deadline, here or at rank 0, or after a rank was stopped.
     fn or_too_late(&self, missing: &[usize]) -> Result<(), DistributedError> {
         if self.stop.load(Ordering::Relaxed) {
-            // Others may be gone already, stopped like this one.
+            // Others may already be gone, stopped by the same signal.
             let _ = self.give_up(&format!("rank {} was stopped before all had come", self.rank));
             return Err(DistributedError::Stopped);
         }
@@ -318,11 +318,11 @@ impl<'a> Arrival<'a> {
         Err(DistributedError::Rendezvous { reason })
     }
 
-    /// Tells the ranks that came why they need not wait.
+    /// Publishes for the ranks that came why they need not wait.
     fn give_up(&self, reason: &str) -> Result<(), DistributedError> {
         self.set("gave_up", reason.as_bytes())?;
         if self.rank == 0 {
-            // The store goes with this rank.
+            // Leave time to read the reason, as the store ends with this rank.
             std::thread::sleep(FAREWELL);
         }
         Ok(())
@@ -346,7 +346,7 @@ impl<'a> Arrival<'a> {
     }
 }
 
-/// Ranks in words, at most eight by number.
+/// Lists ranks for an error, at most eight by number.
 fn ranks(numbers: &[usize]) -> String {
     const NAMED: usize = 8;
     let named: Vec<_> = numbers.iter().take(NAMED).map(ToString::to_string).collect();
@@ -355,22 +355,22 @@ fn ranks(numbers: &[usize]) -> String {
     format!("{} {}{more}", if numbers.len() == 1 { "rank" } else { "ranks" }, named.join(", "))
 }
 
-/// A number that an outsider cannot guess, since the standard library seeds it from the operating system.
+/// Returns a number that an outsider cannot guess: the standard library seeds it from the operating system.
 fn token() -> String {
     format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 
-/// The machine that a rank runs on.
+/// Machine that a rank runs on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
-    /// The machine's name.
+    /// Name of the machine.
     host: String,
-    /// What ranks have in common that reach each other by 127.0.0.1: a kernel and a namespace of its network.
+    /// Id that ranks share if they reach each other by 127.0.0.1: kernel and network namespace.
     loopback: String,
 }
 
 impl Place {
-    /// This process's.
+    /// Returns the place of this process.
     fn here() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
         let host = read("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -380,10 +380,10 @@ impl Place {
     }
 }
 
-/// The address that gloo shall listen on; `None` leaves the choice to gloo.
+/// Returns the address that gloo shall listen on; `None` leaves the choice to gloo.
 ///
-/// gloo takes what the machine's name resolves to. On many machines that is 127.0.1.1, where no other machine can
-/// connect. `GLOO_SOCKET_IFNAME` (`interface_named`) wins over all that is decided here.
+/// gloo uses the address of the machine's name. On many machines this is 127.0.1.1, which other machines
+/// cannot reach. `GLOO_SOCKET_IFNAME` (`interface_named`) overrides this choice.
 fn listening(places: &[Place], here: &Place, master: &str, interface_named: bool) -> Option<IpAddr> {
     if interface_named {
         return None;
@@ -394,19 +394,19 @@ fn listening(places: &[Place], here: &Place, master: &str, interface_named: bool
     if outside(&here.host).is_some() {
         return None;
     }
-    // The one from which another machine is reached. Rank 0's own name may lead nowhere on its own machine.
+    // Use the address that reaches another machine. Rank 0's name may resolve to a loopback address on its own machine.
     let others =
         places.iter().filter(|place| place.loopback != here.loopback).map(|place| place.host.as_str());
     let towards = std::iter::once(master).chain(others).find_map(outside)?;
     let any: IpAddr =
         if towards.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;
-    // Sends nothing: it only chooses a route.
+    // Sends nothing, only chooses a route.
     socket.connect((towards, 9)).ok()?;
     socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
 }
 
-/// An address of the host that other machines may know.
+/// Returns an address of the host that is not a loopback address.
 fn outside(host: &str) -> Option<IpAddr> {
     let addresses = (host, 0).to_socket_addrs().ok()?;
     addresses.map(|address| address.ip()).find(|address| !address.is_loopback())
@@ -434,7 +434,7 @@ mod tests {
         let places = [place("127.0.1.1", "a"), place("192.0.2.7", "b")];
         let chosen = listening(&places, &places[0], "127.0.1.1", false);
         assert!(chosen.is_none_or(|address| !address.is_loopback()), "{chosen:?}");
-        // A name that others know is left to gloo.
+        // A name that others can resolve is left to gloo.
         assert_eq!(listening(&places, &places[1], "127.0.1.1", false), None);
     }
 }

@@ -1,9 +1,9 @@
-//! Several processes that train as one: libtorch's c10d behind safe Rust.
+//! Groups of processes that train as one, over libtorch's c10d.
 //!
-//! A [`Rendezvous`] has this process's rank, [`ProcessGroup::join`] brings all together, collectives and the
-//! [`GradientReducer`] do the work, the [`Store`] keeps small values, and a watcher names the ranks that are lost.
-//! One process is a group too: it needs neither store nor port. An error here is final: a broken group is not
-//! repaired, the process ends and is started again.
+//! A [`Rendezvous`] gives this process's rank and the meeting point. [`ProcessGroup::join`] connects all
+//! ranks, collectives and the [`GradientReducer`] exchange tensors, the [`Store`] keeps small values, and a
+//! watcher names lost ranks. A single process is a group too, without store or port. Errors are final: a
+//! broken group is not repaired, the process ends and is started again.
 
 mod ffi;
 mod group;
@@ -23,40 +23,40 @@ pub use rendezvous::{Rendezvous, RendezvousFlags};
 
 use crate::failure::Failure;
 
-/// What became of a rank that was lost.
+/// Reason why a rank counts as lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LossReason {
     /// Its process ended without a goodbye.
     Ended,
-    /// Its process said goodbye while the others went on.
+    /// Its process said goodbye while the others continued.
     Left,
     /// It failed with an error.
     Failed {
-        /// Of what kind.
+        /// Kind of the failure.
         failure: Failure,
     },
-    /// It gave no sign of life: it, its machine or its network is stopped.
+    /// It sent no sign of life: process, machine or network has stopped.
     Silent {
-        /// Seconds since its last sign.
+        /// Seconds since the last sign.
         seconds: u64,
     },
-    /// It lives but did not begin a collective that others waited in.
+    /// It is alive but did not begin a collective that others waited in.
     Late {
-        /// The collective, counted from 1.
+        /// Number of the collective, from 1.
         collective: u64,
-        /// The last one that it has begun.
+        /// Number of the last collective that the rank has begun.
         at: u64,
-        /// The seconds that others waited.
+        /// Seconds that others waited.
         seconds: u64,
     },
 }
 
-/// A rank that was lost, and how.
+/// Lost rank, with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostRank {
-    /// The rank.
+    /// Number of the rank.
     pub rank: usize,
-    /// What became of it.
+    /// Reason for the loss.
     pub reason: LossReason,
 }
 
@@ -78,23 +78,23 @@ impl std::fmt::Display for LostRank {
     }
 }
 
-/// An error of the ranks' rendezvous or of their work together.
+/// Error of the rendezvous or of the group.
 #[derive(Debug, thiserror::Error)]
 pub enum DistributedError {
     /// Ranks were lost.
     #[error("{}", listed(.lost))]
     PeerLost {
-        /// Who, and how.
+        /// Lost ranks, with reasons.
         lost: Vec<LostRank>,
     },
-    /// A collective or a wait took too long, though no rank is known to be lost.
+    /// A collective or a wait took too long, without a lost rank.
     #[error("{what} was not done within {} s, though every rank answers: {message}", .after.as_secs())]
     Timeout {
-        /// What was waited for.
+        /// Operation that timed out.
         what: String,
-        /// The timeout.
+        /// Duration of the timeout.
         after: Duration,
-        /// libtorch's own words.
+        /// Message of libtorch.
         message: String,
     },
     /// Some rank did not come in time, rank 0 could not be reached or cannot listen.
@@ -103,48 +103,48 @@ pub enum DistributedError {
         /// Who came and who did not, or why.
         reason: String,
     },
-    /// A signal asked to stop before all ranks had come.
+    /// A signal asked to stop before all ranks had joined.
     #[error("stopped before all ranks had come")]
     Stopped,
     /// Variables or flags are missing beside others, contradict each other or make no sense.
     #[error("{what}")]
     Contradiction {
-        /// Which, and their values.
+        /// The variables or flags, with their values.
         what: String,
     },
-    /// Ranks have different values of what must be the same.
+    /// Ranks have different values where equal ones are required.
     #[error("{what} differs: rank {rank} has {theirs}, rank 0 has {first}")]
     Disagreement {
-        /// Of what.
+        /// Name of the value.
         what: String,
-        /// The first rank that differs.
+        /// First rank that differs.
         rank: usize,
-        /// Its value.
+        /// Value of that rank.
         theirs: String,
-        /// The value of rank 0.
+        /// Value of rank 0.
         first: String,
     },
-    /// A CUDA device cannot be used by several ranks here.
+    /// Several ranks cannot use CUDA devices here.
     #[error("ranks on GPUs need NCCL, which cannot be used: {reason}")]
     NoNccl {
-        /// Why.
+        /// Reason.
         reason: String,
     },
-    /// libtorch refused something.
+    /// libtorch failed.
     #[error("{what}: {message}")]
     Backend {
-        /// What was asked.
+        /// Operation that failed.
         what: String,
-        /// libtorch's own words.
+        /// Message of libtorch.
         message: String,
     },
 }
 
 impl DistributedError {
-    /// What kind of failure it is; one that a new start may mend is worth a retry.
+    /// Returns the kind of failure; one that a restart may fix is worth a retry.
     pub fn failure(&self) -> Failure {
         match self {
-            // What failed one rank would fail it again, or not, whatever became of the others.
+            // A rank's own failure decides whether a restart helps, not the loss of the others.
             Self::PeerLost { lost } => {
                 let own = |lost: &LostRank| match lost.reason {
                     LossReason::Failed { failure } => Some(failure),
@@ -161,7 +161,7 @@ impl DistributedError {
     }
 }
 
-/// The lost ranks, at most eight by name.
+/// Lists the lost ranks, at most eight by name.
 fn listed(lost: &[LostRank]) -> String {
     const NAMED: usize = 8;
     let mut text = lost.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -171,14 +171,14 @@ fn listed(lost: &[LostRank]) -> String {
     text
 }
 
-/// What a message of libtorch's tells of its cause.
+/// Cause that a message of libtorch indicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    /// A wait was given up.
+    /// A wait timed out.
     Timeout,
-    /// A connection broke, or the other side is gone.
+    /// A connection broke, or the peer is gone.
     Connection,
-    /// Anything else.
+    /// Any other cause.
     Other,
 }
 
@@ -211,7 +211,7 @@ fn cause(message: &str) -> Cause {
     }
 }
 
-/// The first line of a message: what follows in C++ is where it was thrown.
+/// Returns the first line of a message; in C++ the location of the throw follows.
 fn first_line(message: &str) -> String {
     let message = message.lines().next().unwrap_or_default();
     message.split(". This may indicate").next().unwrap_or_default().trim().to_owned()

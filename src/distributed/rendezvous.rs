@@ -1,4 +1,4 @@
-//! This process's rank among its peers, and where they meet: from flags, torchrun or SLURM.
+//! Rank of this process, and the meeting point of all ranks: from flags, torchrun or SLURM.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::DistributedError;
 
-/// What the command line says. All three are needed as soon as one is given.
+/// Rendezvous options of the command line. All three are required once one is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RendezvousFlags {
     /// `--rank`, from 0.
@@ -17,17 +17,17 @@ pub struct RendezvousFlags {
     pub master: Option<String>,
 }
 
-/// Where the ranks meet.
+/// Meeting point of the ranks.
 #[derive(Clone, Debug)]
 pub(super) struct Meeting {
-    /// Where rank 0 is.
+    /// Host of rank 0.
     pub host: String,
     pub port: u16,
-    /// Rank 0 opens the store. Not so where torchrun's agent keeps one there already.
+    /// Whether rank 0 opens the store; false if torchrun's agent already serves one.
     pub serve: bool,
-    /// Stands before all keys, since torchrun's agent keeps its store over restarts of its workers.
+    /// Prefix of all keys, since torchrun's agent keeps its store over restarts of its workers.
     pub prefix: String,
-    /// A socket that is bound to the port already.
+    /// Socket already bound to the port, if any.
     pub listener: Option<Arc<TcpListener>>,
 }
 
@@ -36,13 +36,13 @@ impl Meeting {
         Self { host, port, serve: true, prefix: "instdisc/".into(), listener: None }
     }
 
-    /// HOST:PORT.
+    /// Returns HOST:PORT.
     pub(super) fn name(&self) -> String {
         let host = &self.host;
         if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
     }
 
-    /// Where rank 0 finds itself: its own name may lead nowhere yet.
+    /// Returns the address at which rank 0 reaches itself, as its own name may not resolve yet.
     pub(super) fn own_host(&self) -> String {
         match self.interface() {
             address if address.is_loopback() => address.to_string(),
@@ -50,19 +50,19 @@ impl Meeting {
         }
     }
 
-    /// Where rank 0 listens: on the loopback alone where the others look for it there.
+    /// Returns the address that rank 0 listens on: only the loopback if the meeting point is there.
     pub(super) fn interface(&self) -> IpAddr {
         match self.host.parse::<IpAddr>() {
             Ok(address) if address.is_loopback() => address,
             _ if self.host == "localhost" => Ipv4Addr::LOCALHOST.into(),
-            // Takes connections of IPv4 too.
+            // Accepts IPv4 connections too.
             _ if TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() => Ipv6Addr::UNSPECIFIED.into(),
             _ => Ipv4Addr::UNSPECIFIED.into(),
         }
     }
 }
 
-/// One process's place among the ranks.
+/// Rank of one process, and the meeting point.
 #[derive(Clone, Debug)]
 pub struct Rendezvous {
     rank: usize,
@@ -71,29 +71,29 @@ pub struct Rendezvous {
     meeting: Option<Meeting>,
 }
 
-/// Reads an environment variable.
+/// Function that reads an environment variable.
 type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Step numbers from here on are SLURM's own: the batch script, an interactive shell.
+/// First step number that SLURM reserves, for the batch script or an interactive shell.
 const FIRST_RESERVED_STEP: u64 = 0xffff_fff0;
 
 impl Rendezvous {
-    /// The only rank.
+    /// Returns the rendezvous of a single rank.
     pub fn alone() -> Self {
         Self { rank: 0, world: 1, local_rank: 0, meeting: None }
     }
 
-    /// Finds this process's place: the flags' if any is given, else torchrun's (`RANK`, `WORLD_SIZE`), where the index
-    /// of a Kubernetes Indexed Job replaces a missing `RANK`, else that in a SLURM step of several tasks, else it is
-    /// alone.
+    /// Finds this process's rank: from the flags if any is given, else from torchrun (`RANK`, `WORLD_SIZE`),
+    /// where the index of a Kubernetes Indexed Job replaces a missing `RANK`, else from a SLURM step of
+    /// several tasks. Otherwise the process is alone.
     ///
-    /// The ranks of a SLURM step meet on its first node at `MASTER_PORT`, or 20000 + (job + 97 step) % 12000. A
-    /// batch script that does not use srun is alone. `MASTER_ADDR` names another host or address of rank 0's.
+    /// Ranks of a SLURM step meet on its first node at `MASTER_PORT`, or 20000 + (job + 97 step) % 12000. A
+    /// batch script without srun is a single rank. `MASTER_ADDR` overrides rank 0's host.
     ///
     /// # Errors
     /// If variables or flags are missing or contradict each other.
     pub fn find(flags: &RendezvousFlags, env: Environment<'_>) -> Result<Self, DistributedError> {
-        // An empty variable counts as none.
+        // An empty variable counts as unset.
         let env: Environment<'_> = &|name| env(name).filter(|value| !value.is_empty());
         if *flags != RendezvousFlags::default() {
             Self::of_flags(flags, env)
@@ -106,28 +106,28 @@ impl Rendezvous {
         }
     }
 
-    /// This process's number.
+    /// Returns this process's rank.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// The number of processes.
+    /// Returns the number of processes.
     pub fn world(&self) -> usize {
         self.world
     }
 
-    /// This process's number on its machine, by which it takes its GPU. With `--rank` alone it is the rank where
-    /// the master is this machine by a loopback address, and else 0.
+    /// Returns this process's number on its machine, which selects its GPU. With `--rank` alone it is the
+    /// rank if the master has a loopback address of this machine, else 0.
     pub fn local_rank(&self) -> usize {
         self.local_rank
     }
 
-    /// Whether this process meets no other, and needs no collectives.
+    /// Returns whether this process meets no others and needs no collectives.
     pub fn is_alone(&self) -> bool {
         self.meeting.is_none()
     }
 
-    /// Where the ranks meet; `None` for a process that is alone.
+    /// Returns the meeting point; `None` for a single process.
     pub(super) fn meeting(&self) -> Option<&Meeting> {
         self.meeting.as_ref()
     }
@@ -148,7 +148,7 @@ impl Rendezvous {
         let local_rank = number(env, "LOCAL_RANK")?.unwrap_or(if is_here { rank } else { 0 });
         let meeting = Meeting::new(host, port);
         let found = Self::checked(("--rank", rank), ("--world-size", world), local_rank, meeting.clone())?;
-        // One process that asks for it goes the way of several: so NCCL can be tried on one GPU.
+        // A single process with flags takes the path of several, so that NCCL can be tried on one GPU.
         Ok(Self { meeting: Some(meeting), ..found })
     }
 
@@ -188,7 +188,7 @@ impl Rendezvous {
         let nodes = first_number(env, ["SLURM_STEP_NUM_NODES", "SLURM_NNODES"])?;
         let host = match env("MASTER_ADDR") {
             Some(host) => host,
-            // Nothing to look up, and no other machine can connect.
+            // No host name to resolve, and no other machine can connect.
             None if nodes == Some(1) => "127.0.0.1".to_owned(),
             None => {
                 let list = env("SLURM_STEP_NODELIST").or_else(|| env("SLURM_JOB_NODELIST"));
@@ -203,7 +203,7 @@ impl Rendezvous {
         let port = match port(env)? {
             Some(port) => port,
             None => {
-                // Below the ports that the system gives away, and another one for each step of a job.
+                // Below the system's ephemeral ports, and different for each step of a job.
                 let job = number(env, "SLURM_JOB_ID")?.ok_or_else(|| missing("SLURM_JOB_ID"))?;
                 20_000 + u16::try_from((job + 97 * step) % 12_000).expect("below 12,000")
             }
@@ -229,7 +229,7 @@ impl Rendezvous {
         Ok(Self { rank, world, local_rank, meeting })
     }
 
-    /// Ranks of one process, for tests: rank 0 takes the socket.
+    /// Creates the rendezvous of a rank within one process, for tests; rank 0 takes the socket.
     #[cfg(test)]
     pub(super) fn at(listener: &Arc<TcpListener>, rank: usize, world: usize) -> Self {
         let port = listener.local_addr().expect("bound").port();
@@ -248,7 +248,7 @@ fn contradiction<T>(what: String) -> Result<T, DistributedError> {
     Err(DistributedError::Contradiction { what })
 }
 
-/// A number, if the variable is there.
+/// Parses the variable as a number, if set.
 fn number(env: Environment<'_>, name: &str) -> Result<Option<usize>, DistributedError> {
     let Some(text) = env(name) else {
         return Ok(None);
@@ -270,19 +270,19 @@ fn port(env: Environment<'_>) -> Result<Option<u16>, DistributedError> {
     }
 }
 
-/// Tasks of the step. `SLURM_NTASKS` may be the job's.
+/// Returns the number of tasks of the step, as `SLURM_NTASKS` may be that of the job.
 fn slurm_tasks(env: Environment<'_>) -> Result<Option<usize>, DistributedError> {
     first_number(env, ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"])
 }
 
-/// Whether srun started this process as one of several. In a batch script SLURM_PROCID is set too.
+/// Returns whether srun started this process as one of several. A batch script has SLURM_PROCID too.
 fn in_slurm_step(env: Environment<'_>) -> Result<bool, DistributedError> {
     let step = env("SLURM_STEP_ID").or_else(|| env("SLURM_STEPID"));
     let is_step = step.and_then(|id| id.parse::<u64>().ok()).is_some_and(|id| id < FIRST_RESERVED_STEP);
     Ok(is_step && env("SLURM_PROCID").is_some() && slurm_tasks(env)?.is_some_and(|tasks| tasks > 1))
 }
 
-/// HOST:PORT, with an IPv6 address in brackets.
+/// Splits HOST:PORT, where an IPv6 address has brackets.
 fn split_address(address: &str) -> Result<(String, u16), DistributedError> {
     let wrong = || DistributedError::Contradiction { what: format!("--master {address:?} is not HOST:PORT") };
     let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
@@ -295,10 +295,10 @@ fn split_address(address: &str) -> Result<(String, u16), DistributedError> {
     Ok((host.to_owned(), port))
 }
 
-/// The first host of SLURM's list of nodes, as in `node[01-03,7],login`: before each bracket's first comma or
-/// dash, and the first of the list.
+/// Returns the first host of SLURM's node list, such as `node[01-03,7],login`: the first entry, with the
+/// first number of each bracket.
 ///
-/// `None` if the list is not of this form.
+/// `None` if the list has another form.
 fn first_host(list: &str) -> Option<String> {
     let mut host = String::new();
     let mut rest = list.trim();
@@ -323,7 +323,7 @@ fn first_host(list: &str) -> Option<String> {
     (!host.is_empty() && host.chars().all(is_name)).then_some(host)
 }
 
-/// The first host by SLURM's own tool.
+/// Returns the first host according to `scontrol`.
 fn ask_scontrol(list: &str) -> Option<String> {
     let output = Command::new("scontrol").args(["show", "hostnames", list]).output().ok()?;
     let hosts = String::from_utf8(output.stdout).ok()?;

@@ -14,7 +14,7 @@ mod lost;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// What each rank's thread gives, by rank.
+/// Returns the result of each rank's thread, ordered by rank.
 fn each_of<T: Send>(world: usize, timeout: Duration, body: impl Fn(ProcessGroup) -> T + Sync) -> Vec<T> {
     let listener = listener();
     let run = |rank: usize| {
@@ -36,7 +36,7 @@ fn listener() -> Arc<TcpListener> {
     Arc::new(TcpListener::bind("127.0.0.1:0").expect("a free port"))
 }
 
-/// A port that is free now, below those that the system gives away.
+/// Returns a port that is currently free, below the system's ephemeral ports.
 fn free_port() -> u16 {
     static TRIED: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id() as u16 % 8000;
@@ -52,7 +52,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(tensor.to_kind(Kind::Double).contiguous().view([-1])).expect("numbers")
 }
 
-/// Six small numbers that differ between ranks and are exact in every kind.
+/// Returns six small numbers that differ between ranks and are exact in every kind.
 fn sample(rank: usize, kind: Kind) -> Tensor {
     let values: Vec<i64> = (0..6).map(|i| (i * (rank as i64 + 1) + 3 * rank as i64) % 11).collect();
     Tensor::from_slice(&values).to_kind(kind)
@@ -92,7 +92,7 @@ fn one_that_is_stopped_while_it_waits_keeps_nobody_waiting() {
         assert_eq!(first.failure(), Failure::Unavailable);
     });
     assert!(matches!(join(0, &stop), DistributedError::Stopped));
-    // Told to all at once, as a job's signal is, it is nobody's failure.
+    // A stop of all ranks at once, such as a job's signal, is not the failure of any rank.
     std::thread::scope(|scope| {
         let ranks = [0, 1].map(|rank| scope.spawn(move || join(rank, &AtomicBool::new(true))));
         for rank in ranks {
@@ -285,7 +285,7 @@ fn gradients_through_a_sum_are_those_of_the_summed_function() {
     let world = 3;
     let own = |rank: usize| (sample(rank, Kind::Double) / 3.0).set_requires_grad(true);
     let loss = |sum: &Tensor, rank: usize| ((sum * (rank as f64 + 1.0)).sin() * sum).sum(Kind::Double);
-    // One process: all inputs, one sum, all losses.
+    // Single process: all inputs, one sum, all losses.
     let inputs: Vec<_> = (0..world).map(own).collect();
     let sum = inputs.iter().map(Tensor::shallow_clone).reduce(|a, b| a + b).expect("three");
     (0..world).map(|rank| loss(&sum, rank)).reduce(|a, b| a + b).expect("three").backward();
@@ -301,8 +301,8 @@ fn gradients_through_a_sum_are_those_of_the_summed_function() {
     }
 }
 
-/// What a batch norm over these images gives: output and input's gradient, the same for each rank's images; the sums of
-/// the gradients of weight and bias; running mean and variance of each rank.
+/// Results of a batch norm: output and input gradient, ordered by rank; sums of the gradients of weight and
+/// bias; running mean and variance of each rank.
 fn normalised(shares: &[i64], channels_last: bool) -> Vec<[Tensor; 6]> {
     let images = shares.iter().sum();
     let float = |shape: &[i64], phase: f64| waves(shape, phase).to_kind(Kind::Float);
@@ -335,7 +335,7 @@ fn batch_norm_over_uneven_ranks_is_that_of_all_their_images() {
     let nothing = Tensor::zeros([1], (Kind::Float, Device::Cpu));
     let input = Tensor::ones([1, 1, 2, 2], (Kind::Float, Device::Cpu));
     let on_cpu = ProcessGroup::alone().batch_norm(&input, [&nothing; 4], 0.1, 1e-5);
-    // Another test may have put the kernels there before.
+    // Another test may have registered the kernels before.
     assert!(on_cpu.map_or_else(|error| error.to_string().contains("batch_norm_stats"), |_| true));
     emulate_kernels();
     for shares in [&[3, 1][..], &[0, 4], &[2, 0, 2], &[0, 0, 3, 1]] {
@@ -384,7 +384,7 @@ fn the_store_is_used_from_another_thread_while_a_collective_runs() {
         assert_eq!(store.try_get("go").expect("reachable"), None, "before both have come");
         barrier(&group).expect("both");
         if group.is_first() {
-            // Rank 1 comes to the barrier only when the other thread has told it to.
+            // Rank 1 joins the barrier only after the other thread has set the key.
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     std::thread::sleep(Duration::from_millis(50));
@@ -401,7 +401,7 @@ fn the_store_is_used_from_another_thread_while_a_collective_runs() {
 
 const SAMPLES: i64 = 24;
 
-/// A small network and its data, the same everywhere.
+/// Small network and its data, equal on all ranks.
 struct Mlp {
     parameters: Vec<Tensor>,
     inputs: Tensor,
@@ -424,7 +424,7 @@ impl Mlp {
         }
     }
 
-    /// The mean loss of a run of samples.
+    /// Returns the mean loss of a range of samples.
     fn loss(&self, begin: i64, len: i64) -> Tensor {
         let [w1, b1, w2, b2] = &self.parameters[..] else { panic!("four") };
         let hidden = (self.inputs.narrow(0, begin, len).matmul(w1) + b1).tanh();

@@ -1,9 +1,9 @@
-//! Finds out which rank was lost, since libtorch's errors do not say.
+//! Watcher that finds lost ranks, since libtorch's errors do not name them.
 //!
-//! Every rank keeps one TCP connection to rank 0 and gives a sign of life each second, with the number of
-//! collectives that it has begun. Rank 0 sees which ranks end without a goodbye, which fall silent, and, where a
-//! collective was waited for in vain, who did not begin it; it tells all the others. Losing rank 0 every rank sees by
-//! itself. The threads only watch: their callers decide what follows from a verdict.
+//! Every rank keeps one TCP connection to rank 0 and sends a sign of life each second, with the number of
+//! collectives that it has begun. Rank 0 sees which ranks end without a goodbye or fall silent and, if a
+//! collective timed out, which did not begin it. It then sends this verdict to all. Every rank notices the
+//! loss of rank 0 itself. The watcher's threads only observe: callers decide what follows from a verdict.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpStream, ToSocketAddrs};
@@ -21,25 +21,25 @@ mod hub;
 
 use hub::Hub;
 
-/// Between signs of life.
+/// Interval between signs of life.
 const BEAT: Duration = Duration::from_secs(1);
-/// How long a thread waits at most before it looks at everything.
+/// Longest wait of a thread before it checks everything.
 const TICK: Duration = Duration::from_millis(50);
-/// A pause of a watcher's own thread beyond which it trusts its clock no longer.
+/// Pause of a watcher's own thread beyond which it no longer trusts its clock.
 const GAP: Duration = Duration::from_secs(2);
-/// How long a failed collective waits for the verdict.
+/// Time that a failed collective waits for the verdict.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the threads of one rank share.
+/// State shared by the threads of one rank.
 #[derive(Debug)]
 struct Shared {
     world: usize,
-    /// A rank without a sign of life for this long counts as lost.
+    /// Time without a sign of life after which a rank counts as lost.
     silence: Duration,
-    /// How long others may wait for a rank in a collective.
+    /// Time that others may wait for a rank in a collective.
     timeout: Duration,
     begun: AtomicU64,
-    /// This rank's end will not alarm the others.
+    /// Set once this rank's end will not alarm the others.
     leaving: AtomicBool,
     closing: AtomicBool,
     hub_left: AtomicBool,
@@ -85,7 +85,7 @@ impl Shared {
         self.locked().clone()
     }
 
-    /// Keeps the first verdict.
+    /// Keeps only the first verdict.
     fn decide(&self, lost: Vec<LostRank>) {
         self.locked().get_or_insert(lost);
         self.changed.notify_all();
@@ -110,7 +110,7 @@ enum Side {
     Member(TcpStream),
 }
 
-/// One rank's watcher.
+/// Watcher of one rank.
 #[derive(Debug)]
 pub(super) struct Watch {
     shared: Arc<Shared>,
@@ -118,7 +118,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Rank 0's. Gives the port at which it listens.
+    /// Starts the watcher of rank 0. Returns the port that it listens on.
     pub(super) fn lead(
         world: usize,
         at: IpAddr,
@@ -148,7 +148,7 @@ impl Watch {
         Ok(Self { shared, side: Side::Member(stream) })
     }
 
-    /// At rank 0, the ranks that have not connected.
+    /// Returns the ranks that have not connected to rank 0.
     pub(super) fn absent(&self) -> Vec<usize> {
         match &self.side {
             Side::Hub(hub) => hub.absent(),
@@ -156,17 +156,17 @@ impl Watch {
         }
     }
 
-    /// A collective begins. Gives its number.
+    /// Counts the start of a collective. Returns its number.
     pub(super) fn begin(&self) -> u64 {
         self.shared.begun.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// The verdict, if there is one.
+    /// Fails with the verdict, if there is one.
     pub(super) fn check(&self) -> Result<(), DistributedError> {
         self.shared.verdict().map_or(Ok(()), |lost| Err(DistributedError::PeerLost { lost }))
     }
 
-    /// Calls `then` from another thread, once, if ranks are lost and this watcher is still there a while after.
+    /// Calls `then` from another thread, once, if ranks are lost and this watcher still exists `grace` later.
     pub(super) fn when_lost(&self, grace: Duration, then: impl FnOnce(DistributedError) + Send + 'static) {
         let shared = self.shared.clone();
         let wait = move || {
@@ -191,11 +191,11 @@ impl Watch {
             }
             then(DistributedError::PeerLost { lost });
         };
-        // Without the thread the ranks still learn of a loss by their collectives.
+        // Without the thread the ranks still notice a loss in their collectives.
         let _ = std::thread::Builder::new().name("watch".into()).spawn(wait);
     }
 
-    /// Tells the others that this rank is about to end with its own error, the cause of what they will see.
+    /// Reports that this rank is about to end with its own error, which causes the failures of the others.
     pub(super) fn fail(&self, failure: Failure) {
         match &self.side {
             Side::Hub(hub) => hub.tell_failure(failure),
@@ -203,12 +203,12 @@ impl Watch {
         }
     }
 
-    /// From here on this rank's end does not alarm the others: its work is done, as that of all.
+    /// Marks this rank as leaving: its work is done, so its end does not alarm the others.
     pub(super) fn leave(&self) {
         self.shared.leaving.store(true, Ordering::SeqCst);
     }
 
-    /// Says goodbye, if this rank is leaving; else the others see its connection end.
+    /// Says goodbye if this rank is leaving; otherwise the others see its connection end.
     pub(super) fn say_goodbye(&self) {
         if !self.shared.leaving.load(Ordering::SeqCst) {
             return;
@@ -222,7 +222,7 @@ impl Watch {
         }
     }
 
-    /// At rank 0, waits a little until all the others have left: they may still ask the store something.
+    /// Waits at rank 0, up to `patience`, until the others have left, as they may still use the store.
     pub(super) fn let_others_leave(&self, patience: Duration) {
         let until = Instant::now() + patience;
         if let Side::Hub(hub) = &self.side {
@@ -232,7 +232,7 @@ impl Watch {
         }
     }
 
-    /// Ends the threads.
+    /// Stops the threads.
     pub(super) fn close(&self) {
         if self.shared.closing.swap(true, Ordering::SeqCst) {
             return;
@@ -247,7 +247,7 @@ impl Watch {
         self.shared.changed.notify_all();
     }
 
-    /// What a failure of libtorch's means: which ranks were lost, if that can be found out within two seconds.
+    /// Explains an error of libtorch by the lost ranks, if they are found within two seconds.
     pub(super) fn explain(&self, what: &str, collective: u64, message: &str) -> DistributedError {
         let cause = cause(message);
         if cause == Cause::Other && self.shared.verdict().is_none() {
@@ -305,14 +305,14 @@ fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
             Heard::Line(_) => heard = Instant::now(),
             Heard::Nothing => {}
             Heard::End => {
-                // After a goodbye or a verdict rank 0 may go.
+                // Rank 0 may end after a goodbye or a verdict.
                 if !shared.hub_has_left() {
                     lost(LossReason::Ended);
                 }
                 return;
             }
         }
-        // A process that was stopped itself hears late; others decide.
+        // After a stop of this process itself, received signs are late; other ranks decide.
         if round.elapsed() > GAP {
             heard = Instant::now();
         }
@@ -327,45 +327,45 @@ fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
     }
 }
 
-/// A line.
+/// Line of the watchers' protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Line {
-    /// The first line of a rank; the token shows that it read the store.
+    /// First line of a rank; the token proves that it read the store.
     Hello { token: String, rank: usize },
-    /// A sign of life, with the collectives begun so far. Rank 0's number is ignored.
+    /// Sign of life, with the number of collectives begun so far; rank 0's number is ignored.
     Beat { begun: u64 },
-    /// A rank's collective failed. `waited` in seconds where it waited in vain.
+    /// Failure of a rank's collective; `waited` is set, in seconds, after a timeout.
     Failed { collective: u64, waited: Option<u64> },
-    /// A rank is about to end with its own error.
+    /// Announcement that a rank ends with its own error.
     Ends { failure: Failure },
-    /// Rank 0's verdict.
+    /// Verdict of rank 0.
     Lost { lost: Vec<LostRank> },
-    /// An orderly end.
+    /// Announcement of a normal end.
     Bye,
 }
 
-/// What reading gave.
+/// Result of a read.
 #[derive(Debug)]
 enum Heard {
     Line(Line),
-    /// Nothing within the time.
+    /// No line within the time limit.
     Nothing,
-    /// The connection ended.
+    /// End of the connection.
     End,
 }
 
-/// One side of a connection, for reading.
+/// Reader of one side of a connection.
 #[derive(Debug)]
 struct Lines {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// No line is longer: a verdict names every rank of a large job.
+/// Maximum length of a line, as a verdict may name every rank of a large job.
 const LONGEST: usize = 1 << 20;
 
 impl Lines {
-    /// `patience`: how long one read waits.
+    /// Creates a reader; `patience` limits each read.
     fn new(stream: TcpStream, patience: Duration) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(patience))?;
         Ok(Self { stream, buffer: Vec::new() })
@@ -394,14 +394,14 @@ impl Lines {
     }
 }
 
-/// Writes a line. Reading finds out about a connection that cannot be written to.
+/// Writes a line. Ignores errors, which the reader notices.
 fn tell(mut stream: &TcpStream, line: &Line) {
     let mut bytes = serde_json::to_vec(line).expect("a line has no unserialisable part");
     bytes.push(b'\n');
     let _ = stream.write_all(&bytes);
 }
 
-/// Settings of either side's connection.
+/// Configures either side's connection.
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;

@@ -1,4 +1,4 @@
-//! The bank that votes: a feature table, or the bank of a checkpoint with its digests.
+//! Banks that vote: feature tables, and banks of checkpoints with their digests.
 
 use super::EvalError;
 use crate::checkpoint::{Checkpoint, CheckpointError, FileEntry, MANIFEST, checkpoint_at, part_of_bank};
@@ -7,9 +7,8 @@ use crate::storage::Location;
 
 /// Opens a feature table, the bank of a checkpoint, or that of a run's newest checkpoint.
 ///
-/// `names` are the columns in tables of other programs; what only these have comes beside the table. A
-/// checkpoint's bank, given by its folder or its file, knows its digest: [`Table::verify`] compares it with
-/// what was read.
+/// `names` are the columns in tables of other programs; data that only these have is returned beside the table. A
+/// checkpoint's bank, given by folder or file, knows its digest: [`Table::verify`] compares it with the bytes read.
 ///
 /// # Errors
 /// If the table or checkpoint does not exist, or is damaged; as [`check_whole`].
@@ -29,10 +28,10 @@ pub fn open_bank(
     }
 }
 
-/// Checks that a table is not one part of a bank of several processes, by its name.
+/// Checks by its name that a table is not one shard of a bank of several processes.
 ///
 /// # Errors
-/// [`CheckpointError::PartOfBank`], which names the whole; if the store fails.
+/// [`CheckpointError::PartOfBank`], which names the whole bank, or if the store fails.
 pub fn check_whole(place: &Location) -> Result<(), EvalError> {
     let Some((rank, ranks)) = part_of_bank(place.file_name()) else { return Ok(()) };
     if !StoredTable::open(place).is_ok_and(|table| table.meta().kind == Kind::Bank) {
@@ -44,7 +43,7 @@ pub fn check_whole(place: &Location) -> Result<(), EvalError> {
     Err(CheckpointError::PartOfBank { file: place.to_string(), rank, ranks, whole }.into())
 }
 
-/// The checkpoint of a bank that is given by a run, a checkpoint or its file; none for other tables.
+/// Returns the checkpoint of a bank given by run, checkpoint or file; `None` for other tables.
 ///
 /// # Errors
 /// If the checkpoint is damaged, or the store fails.
@@ -64,10 +63,10 @@ fn is_table(place: &Location) -> bool {
     place.file_name().ends_with(".arrow")
 }
 
-/// Opens the bank of a checkpoint; [`Table::verify`] compares what was read with the checkpoint's digests.
+/// Opens the bank of a checkpoint; [`Table::verify`] compares the bytes read with the checkpoint's digests.
 ///
 /// # Errors
-/// If it has none, or it is damaged.
+/// If the checkpoint has no bank, or it is damaged.
 pub fn checkpoint_bank(checkpoint: &Checkpoint) -> Result<StoredTable, EvalError> {
     open_files(checkpoint, &checkpoint.bank_files()?)
 }
@@ -76,7 +75,7 @@ fn open_files(checkpoint: &Checkpoint, files: &[&FileEntry]) -> Result<StoredTab
     let with_digest = |entry: &&FileEntry| (checkpoint.folder().join(&entry.name), Some(entry.digest));
     let trained_on = &checkpoint.manifest().trained_on;
     let table = StoredTable::open_all(files.iter().map(with_digest))?;
-    // Banks of older versions do not name the digest, their checkpoint does.
+    // Banks of older versions lack the digest, which their checkpoint has.
     Ok(if table.meta().split == trained_on.split {
         table.with_split_digest(&trained_on.split_digest)
     } else {

@@ -1,4 +1,4 @@
-//! Search and embedding by several processes: each does a share, and the result equals that of one.
+//! Distributed search and embedding: each process does a share, and the result equals that of one process.
 
 use std::ops::Range;
 
@@ -12,22 +12,22 @@ use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId, RankShare};
 use crate::search::{Neighbours, search_among};
 
-/// Numbers that all processes together send at a time when tables are brought together: 64 MiB.
+/// Numbers that all processes together send at a time to gather a table: 64 MiB.
 const NUMBERS_AT_ONCE: usize = 16 << 20;
 
-/// The range of `rows` rows that this process has.
+/// Returns the range of `rows` rows that belongs to this process.
 pub fn share(rows: usize, group: &ProcessGroup) -> Range<usize> {
     RankShare { rank: group.rank(), ranks: group.world() }.of(rows)
 }
 
-/// Scores a bank and gives the neighbours, with several processes that search a range of its rows each. The report is
-/// the same in all of them, and equals that of one process.
+/// Scores a bank and returns the neighbours; each process searches its own range of rows. The report is the
+/// same in all processes, and equals that of one process.
 ///
 /// `own` is the range of this process, and `part` has its rows where the bank has only ids, labels and metadata of all.
 /// `pool` searches, by default rayon's.
 ///
 /// # Errors
-/// As [`evaluate`](super::evaluate); if a collective fails.
+/// As [`evaluate`](super::evaluate), or if a collective fails.
 pub fn evaluate_over(
     group: &ProcessGroup,
     bank: &dyn Table,
@@ -65,7 +65,7 @@ pub fn evaluate_over(
     evaluate_by(bank, queries, options, &find)
 }
 
-/// The best of what several found in different rows.
+/// Merges the neighbours that several processes found in different rows.
 fn merge(
     parts: &[Neighbours],
     bank: &dyn Table,
@@ -107,7 +107,7 @@ pub(super) fn gather_numbers<T: bytemuck::Pod>(
     Ok(bytes.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
 }
 
-/// Makes one table of the parts that the processes have, in the order of the ranks, and gives it to every process.
+/// Concatenates the table parts of all processes in the order of ranks, and gives the table to each.
 ///
 /// # Errors
 /// If a collective fails.

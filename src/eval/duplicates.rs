@@ -1,4 +1,4 @@
-//! Rows of the bank that show a query's own image: its duplicates, which may be left out, and its own row.
+//! Bank rows with a query's own image: its duplicates, which may be excluded, and its own row.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -7,13 +7,13 @@ use crate::feature_table::Table;
 use crate::ids::InstanceId;
 use crate::search::Neighbours;
 
-/// For each query, the instances of the bank that are its duplicates.
+/// Duplicates of each query among the instances of the bank.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Duplicates(BTreeMap<InstanceId, Vec<InstanceId>>);
 
 impl Duplicates {
-    /// The duplicates that `ingest` found, between queries of one split and a bank of one split. A query's own
-    /// row is not its duplicate.
+    /// Selects the duplicates that `ingest` found between queries of one split and a bank of one split. A
+    /// query's own row is not its duplicate.
     pub fn between(rows: &[DuplicateRow], query_split: &str, bank_split: &str) -> Self {
         let mut groups = BTreeMap::<u64, Vec<&DuplicateRow>>::new();
         rows.iter().for_each(|row| groups.entry(row.group).or_default().push(row));
@@ -30,22 +30,22 @@ impl Duplicates {
         Self(all.into_iter().map(|(query, own)| (query, own.into_iter().collect())).collect())
     }
 
-    /// The duplicates of a query.
+    /// Returns the duplicates of a query.
     pub(super) fn of(&self, query: InstanceId) -> &[InstanceId] {
         self.0.get(&query).map_or(&[], Vec::as_slice)
     }
 
-    /// The most duplicates that any query has.
+    /// Returns the largest number of duplicates of a query.
     pub fn most(&self) -> usize {
         self.0.values().map(Vec::len).max().unwrap_or(0)
     }
 
-    /// Pairs of one of these queries and a duplicate.
+    /// Counts pairs of one of these queries and a duplicate.
     pub fn pairs(&self, queries: &[InstanceId]) -> usize {
         queries.iter().map(|&query| self.of(query).len()).sum()
     }
 
-    /// The `k` nearest that are no duplicates, of neighbours that were found with [`Duplicates::most`] more.
+    /// Selects the `k` nearest neighbours besides duplicates, from a search for [`Duplicates::most`] more.
     pub(super) fn leave_out(
         &self,
         found: Neighbours,
@@ -65,8 +65,8 @@ impl Duplicates {
     }
 }
 
-/// In words, how many queries are among these rows of a split; `None` for none. Where any query has a label, only the
-/// labelled ones count.
+/// Describes for an error or note how many queries are among these rows of a split; `None` if no query is. If
+/// any query has a label, only labelled ones count.
 pub(super) fn common_rows(
     split: &str,
     ids: impl Iterator<Item = InstanceId>,
@@ -80,7 +80,7 @@ pub(super) fn common_rows(
     let queried: HashSet<InstanceId> = labelled.map(|(id, _)| id).collect();
     let (all, common) = (queried.len(), ids.filter(|id| queried.contains(id)).count());
     (common > 0).then(|| match split {
-        // Tables of other programs: each may count its rows from 0.
+        // Tables of other programs may each count their rows from 0.
         "" => format!("{common} of {all} queries, if equal ids mean the same image,"),
         split => format!("{common} of {all} queries of split `{split}`"),
     })

@@ -1,7 +1,7 @@
-//! Features of a split under a checkpoint's encoder, written to given files or kept in the run's folder.
+//! Embedding of a split with a checkpoint's encoder, into given files or the run's folder.
 //!
-//! Images come in the order of the shards, rows are written in the order of the ids. Between the two the vectors are in
-//! `Scratch`, so that the memory that is needed does not grow with the rows.
+//! Images come in the order of the shards, but rows are written in the order of the ids. In between, the
+//! vectors are in `Scratch`, so that memory use does not grow with the rows.
 
 mod encoded;
 
@@ -27,33 +27,33 @@ use crate::run_config::DeviceChoice;
 use crate::storage::{Location, Published};
 use crate::units::{ByteSize, Fraction};
 
-/// Digits of the weights' digest in the name of a run's table.
+/// Digits of the weights' digest in the file name of a run's table.
 const DIGEST_DIGITS: usize = 8;
 
-/// Rows of a split.
+/// Selection of a split's rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum RowChoice {
-    /// All.
+    /// All rows.
     #[default]
     All,
-    /// The uniform sample of this many rows that training's `limit` takes.
+    /// Uniform sample of this many rows, the same as for training's `limit`.
     Sample(usize),
-    /// A share of the labels, the same number for each class.
+    /// Fraction of the labels, with equal counts for each class.
     Labels {
-        /// The share.
+        /// Fraction of the labels.
         fraction: Fraction,
-        /// The seed by which the rows are chosen.
+        /// Seed of the selection.
         seed: u64,
     },
 }
 
 impl RowChoice {
-    /// The sample of this many rows that training's `limit` takes; 0 for all.
+    /// Selects a sample of this many rows, as training's `limit` does; 0 for all.
     pub fn limited(limit: u64) -> Self {
         if limit == 0 { Self::All } else { Self::Sample(limit as usize) }
     }
 
-    /// The rows of its split that a checkpoint's run was trained on.
+    /// Selects the rows that a checkpoint's run was trained on.
     ///
     /// # Errors
     /// If the checkpoint's state cannot be read.
@@ -61,7 +61,7 @@ impl RowChoice {
         Ok(Self::limited(checkpoint.run_config()?.limit))
     }
 
-    /// These rows of a split.
+    /// Opens these rows of a split.
     ///
     /// # Errors
     /// If the split cannot be read.
@@ -79,7 +79,7 @@ impl RowChoice {
         })
     }
 
-    /// The part of a file's name that distinguishes this choice; empty for all rows.
+    /// Returns the part of a file name that identifies this selection; empty for all rows.
     fn name(self) -> String {
         match self {
             Self::All => String::new(),
@@ -89,115 +89,115 @@ impl RowChoice {
     }
 }
 
-/// Which images to embed with which encoder.
+/// Embedding job: images, encoder and options.
 #[derive(Clone, Debug)]
 pub struct EmbedJob {
-    /// The checkpoint.
+    /// Checkpoint with the encoder.
     pub checkpoint: Checkpoint,
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dataset: Location,
-    /// Its manifest.
+    /// Manifest of the dataset.
     pub manifest: Manifest,
-    /// The split.
+    /// Name of the split.
     pub split: String,
-    /// Which rows of the split.
+    /// Selected rows of the split.
     pub rows: RowChoice,
-    /// Images of a batch.
+    /// Images per batch.
     pub batch_size: usize,
-    /// Threads that decode; 0 for one on each core.
+    /// Decoding threads; 0 for one per core.
     pub threads: usize,
-    /// Where to compute.
+    /// Device to compute on.
     pub device: DeviceChoice,
-    /// The number of this process among those on this machine; each takes another CUDA device.
+    /// Number of this process on its machine; each process uses another CUDA device.
     pub local_rank: usize,
-    /// The type of the written numbers; by default [`Dtype::usual`] of each layer.
+    /// Number type of the tables; by default [`Dtype::usual`] of each layer.
     pub dtype: Option<Dtype>,
-    /// Vectors that take more bytes than this are in a temporary file until they are written.
+    /// Size of the vectors in bytes above which they are kept in a temporary file until written.
     pub memory_limit: u64,
 }
 
-/// What to do with another file at the place of a feature table.
+/// Action if another file has the name of a feature table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// Fail with [`EmbedError::Occupied`].
     Refuse,
-    /// Replace it.
+    /// Replace the file.
     Replace,
 }
 
-/// A split cannot be embedded.
+/// Error of embedding a split.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
-    /// Another file occupies the place of a table.
+    /// Another file has the name of a table.
     #[error("`{output}` exists and holds something else than {wanted}: remove it or choose another --output")]
     Occupied {
-        /// The file.
+        /// Name of the file.
         output: String,
-        /// The table to write.
+        /// Description of the table to write.
         wanted: String,
     },
-    /// A feature is not a finite number.
+    /// A feature is not finite.
     #[error("the encoder of {checkpoint} gives a feature that is not finite (instance {instance})")]
     NotFinite {
-        /// The checkpoint's folder.
+        /// Folder of the checkpoint.
         checkpoint: String,
-        /// The instance.
+        /// Instance with this feature.
         instance: u32,
     },
-    /// A feature is beyond the range of 16 bits.
+    /// A feature exceeds the range of 16 bits.
     #[error(
         "layer {layer}: a feature of instance {instance} exceeds 65504, the most that f16 holds; give --dtype f32"
     )]
     BeyondF16 {
-        /// The layer.
+        /// Layer of the feature.
         layer: FeatureLayer,
-        /// The instance.
+        /// Instance with this feature.
         instance: u32,
     },
-    /// The temporary file cannot be used.
+    /// The temporary file is not usable.
     #[error(
         "cannot keep {} of features in a temporary file in `{folder}`; free space there, set TMPDIR to \
          another folder, or raise --memory-limit", ByteSize(*bytes)
     )]
     Scratch {
-        /// The folder for temporary files.
+        /// Folder for temporary files.
         folder: String,
-        /// The bytes of all vectors of this process.
+        /// Size of all vectors of this process, in bytes.
         bytes: u64,
-        /// The cause.
+        /// Underlying error.
         source: std::io::Error,
     },
-    /// The caller stopped it.
+    /// The caller stopped the job.
     #[error("stopped")]
     Stopped,
-    /// The encoder has no such layer.
+    /// The encoder lacks a layer.
     #[error(transparent)]
     Layer(#[from] NoSuchLayer),
-    /// The checkpoint cannot be used.
+    /// The checkpoint is not usable.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// Its weights cannot be used.
+    /// The weights are not usable.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The dataset cannot be used.
+    /// The dataset is not usable.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// An image cannot be loaded.
+    /// An image could not be loaded.
     #[error(transparent)]
     Loader(#[from] LoaderError),
-    /// The table cannot be written.
+    /// The table could not be written.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The device cannot be used.
+    /// The device is not usable.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The other processes failed.
+    /// Another process failed.
     #[error(transparent)]
     Distributed(#[from] DistributedError),
 }
 
 impl EmbedError {
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, which selects the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Layer(_) | Self::Occupied { .. } => Failure::Usage,
@@ -215,7 +215,7 @@ impl EmbedError {
 }
 
 impl EmbedJob {
-    /// What every table says of its features, whatever their layer.
+    /// Returns the metadata that the tables of all layers share.
     pub(super) fn meta(&self) -> TableMeta {
         let Self { checkpoint, manifest, split, .. } = self;
         TableMeta {
@@ -229,7 +229,7 @@ impl EmbedJob {
         }
     }
 
-    /// Whether the table of an output exists: of the same layer of the same weights, split and rows.
+    /// Returns whether the output already has this table: same layer, weights, split and rows.
     fn is_made(
         &self,
         (layer, output): &(FeatureLayer, Location),
@@ -262,14 +262,14 @@ impl EmbedJob {
     }
 }
 
-/// Embeds a split and publishes a feature table for each layer; one pass makes all of them. Several processes embed a
-/// share of the split each, and rank 0 publishes.
+/// Embeds a split and publishes a feature table for each layer, all from one pass. Each of several processes
+/// embeds a share of the split, and rank 0 publishes.
 ///
-/// Rank 0 returns what it published, with `None` for a table that existed with the same content and was kept. The
-/// others return an empty list once all tables exist.
+/// Rank 0 returns its published tables, with `None` for an existing table of the same content. Other ranks
+/// return an empty list once all tables exist.
 ///
 /// # Errors
-/// See [`EmbedError`]; then no table is published.
+/// See [`EmbedError`]; no table is published then.
 pub fn embed(
     job: &EmbedJob,
     outputs: &[(FeatureLayer, Location)],
@@ -305,7 +305,7 @@ pub fn embed(
         }
         published.push(table.map(TableWriter::finish).transpose()?);
     }
-    // Rank 0 may write for long: no collective, which would give up.
+    // Not a collective, which would time out while rank 0 writes.
     let key = format!("embedded/{}", outputs.iter().map(|(_, at)| at.to_string()).collect::<String>());
     if group.is_first() {
         group.store().set(&key, b"published")?;
@@ -329,7 +329,7 @@ fn found_by_first(
     Ok(group.gather_bytes(&found?)?.swap_remove(0))
 }
 
-/// What a table of this layer says of its features, but for their length.
+/// Returns the metadata of this layer's table, with a provisional length.
 fn layer_meta(meta: &TableMeta, encoder: &Encoder, layer: FeatureLayer) -> TableMeta {
     TableMeta {
         layer: layer.to_string(),
@@ -341,11 +341,10 @@ fn layer_meta(meta: &TableMeta, encoder: &Encoder, layer: FeatureLayer) -> Table
     }
 }
 
-/// The tables of these layers in a folder, such as a run's `eval/features`; those that are missing are made
-/// in one pass.
+/// Returns the tables of these layers in a folder, such as a run's `eval/features`. Embeds missing ones in one pass.
 ///
-/// A table's name holds split, rows, layer, step and the digest of the weights. So a table that is found under its name
-/// equals the one that would be made.
+/// A table's name has split, rows, layer, step and the digest of the weights. So an existing table with this
+/// name equals the one that would be written.
 ///
 /// # Errors
 /// See [`EmbedError`].
@@ -382,7 +381,7 @@ pub fn run_tables(
         }
     }
     if !missing.is_empty() {
-        // Another file under this name is damaged, or of a dataset that has changed.
+        // Another file with this name is damaged, or its dataset has changed.
         embed(job, &missing, Existing::Replace, group, progress)?;
     }
     Ok(outputs.into_iter().map(|(_, location)| location).collect())
@@ -399,7 +398,7 @@ pub(super) fn select(
     Ok(selected.device)
 }
 
-/// The encoder of a checkpoint.
+/// Loads the encoder of a checkpoint.
 ///
 /// # Errors
 /// If the checkpoint is damaged.
@@ -414,11 +413,11 @@ pub fn load_encoder(checkpoint: &Checkpoint, device: tch::Device) -> Result<Enco
     Ok(encoder)
 }
 
-/// Features of every image of a source, each exactly once, in the order of the ids, all in memory: for each
-/// layer a table, by one pass.
+/// Computes features of all images of a source in one pass: a table in memory for each layer, each image
+/// once, in the order of the ids.
 ///
 /// # Errors
-/// If an image cannot be loaded, or the encoder has no such layer.
+/// If an image cannot be loaded, or the encoder lacks a layer.
 pub fn encode(
     encoder: &Encoder,
     source: Arc<dyn Source>,
@@ -454,14 +453,14 @@ pub fn encode(
     Ok(tables)
 }
 
-/// Calls `each` with every batch of a source under the encoder's evaluation transform and with its images, each image
-/// exactly once. The sizes are images of a batch, and threads that decode.
+/// Calls `each` with every batch and its images under the encoder's evaluation transform, each image once.
+/// The sizes are images per batch and decoding threads.
 ///
 /// # Shape
 /// `[batch, 3, side, side]` u8
 ///
 /// # Errors
-/// Those of `each`; if an image cannot be loaded, or `progress` is stopped.
+/// Those of `each`, or if an image cannot be loaded or `progress` is stopped.
 pub(super) fn for_each_batch(
     encoder: &Encoder,
     source: Arc<dyn Source>,
@@ -481,7 +480,7 @@ pub(super) fn for_each_batch(
     Ok(())
 }
 
-/// The numbers of a tensor, row after row.
+/// Copies a tensor to the host, row after row.
 pub(super) fn to_host(features: &Tensor) -> Vec<f32> {
     let features = features.to_device(tch::Device::Cpu).to_kind(TensorKind::Float).contiguous();
     let mut numbers = vec![0.0; features.numel()];

@@ -1,4 +1,4 @@
-//! The score of a bank by the neighbours of labelled queries.
+//! kNN score of a bank by the neighbours of labelled queries.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,44 +16,43 @@ use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
 
-/// Neighbours that vote by default, unless the rows are few (paper, section 3.4).
+/// Default number of voting neighbours, unless there are few rows (paper, section 3.4).
 pub const MOST_BY_DEFAULT: usize = 200;
-/// Of few rows, one in this many is a neighbour: if all voted, the most frequent class would win each vote.
+/// Ratio of rows to neighbours with few rows: if all rows voted, the most frequent class would win each vote.
 const ROWS_OF_A_NEIGHBOUR: usize = 10;
 
-/// Classes that count for top-5.
+/// Number of classes that count for top-5.
 const TOP: usize = 5;
-/// Pairs of classes that a report names as confused.
+/// Maximum number of class pairs that a report names as confused.
 const CONFUSIONS: usize = 30;
 
-/// Embeddings of a trained encoder whose mean cosine is greater are called collapsed.
+/// Mean cosine above which a trained encoder's embeddings count as collapsed.
 const COLLAPSED_COSINE: f64 = 0.95;
-/// Fewer queries give no reliable mean cosine.
+/// Smallest number of queries for a reliable mean cosine.
 const FEWEST_FOR_COLLAPSE: usize = 5;
-/// Rows of a bank by which it is called collapsed, and the parts of it from which they come.
+/// Number of bank rows sampled for the collapse check, and of the ranges that they come from.
 const SAMPLED_ROWS: usize = 2048;
 const SAMPLED_RANGES: usize = 16;
 
-/// How neighbours vote.
+/// Options of the vote.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnnOptions {
     /// Numbers of neighbours; each is scored.
     pub k: Vec<usize>,
     /// Temperatures; each is scored with each `k`.
     pub temperature: Vec<Temperature>,
-    /// A bank row of the query's own id does not vote; for queries from the bank's own split.
+    /// Whether a bank row with the query's own id is excluded; for queries from the bank's own split.
     pub leave_one_out: bool,
-    /// Bank rows that show a query's own image and do not vote; none for all to vote.
+    /// Duplicates of the queries to exclude from the vote; `None` lets all rows vote.
     pub exclude: Option<Duplicates>,
-    /// The labels of images that may have several. Then nothing votes, and recall and mAP count rows that
-    /// share a label.
+    /// Labels of images that have several each. Then nothing votes, and recall and mAP count rows that share a label.
     pub label_sets: Option<Arc<LabelSets>>,
-    /// Neighbours to return for each query at least, up to the rows of the bank; the first `k` vote.
+    /// Minimum number of neighbours to return per query, limited by the rows of the bank; the first `k` vote.
     pub shown: usize,
 }
 
 impl Default for KnnOptions {
-    /// The paper's: 200 neighbours, τ = 0.07.
+    /// Returns the paper's options: 200 neighbours, τ = 0.07.
     fn default() -> Self {
         let temperature = Temperature::new(0.07).expect("in range");
         Self {
@@ -67,7 +66,7 @@ impl Default for KnnOptions {
     }
 }
 
-/// The default `k` for a number of rows that can vote: 200, or a tenth of fewer than 2000 rows.
+/// Returns the default `k` for this many voting rows: 200, or a tenth of the rows if they are fewer than 2000.
 pub fn default_k(rows: usize) -> usize {
     (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, MOST_BY_DEFAULT)
 }
@@ -75,7 +74,7 @@ pub fn default_k(rows: usize) -> usize {
 /// Scores the bank.
 ///
 /// # Errors
-/// If the tables do not belong together, nothing has a label, or `k` is too large.
+/// If the tables do not belong together, or an option such as `k` is invalid for them.
 pub fn evaluate(
     bank: &dyn Table,
     queries: &FeatureTable,
@@ -84,7 +83,7 @@ pub fn evaluate(
     Ok(evaluate_with_neighbours(bank, queries, options)?.0)
 }
 
-/// Scores the bank and gives the neighbours too; their rows are those of `bank`.
+/// Scores the bank and returns the neighbours too, as rows of `bank`.
 ///
 /// The bank is read once for all cells of the grid.
 ///
@@ -99,8 +98,8 @@ pub fn evaluate_with_neighbours(
     evaluate_by(bank, queries, options, &find)
 }
 
-/// Scores the bank by neighbours that `find` gives for queries at unit length. Of `bank`, only ids, labels and metadata
-/// are read.
+/// Scores the bank by the neighbours that `find` returns for unit-length queries. Only ids, labels and
+/// metadata of `bank` are read.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -114,7 +113,7 @@ pub(super) fn evaluate_by(
     let queries = &*queries.at_unit_length();
     let largest = options.k.iter().copied().max().unwrap_or(0);
     let duplicates = options.exclude.as_ref();
-    // The first k others than duplicates are among this many.
+    // The first k neighbours besides duplicates are among this many.
     let more = duplicates.map_or(0, Duplicates::most);
     let available = bank.rows().saturating_sub(usize::from(options.leave_one_out) + more);
     if largest > available {
@@ -152,7 +151,7 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
     Ok(())
 }
 
-/// Whether equal ids are different images: by the digests of the splits, else by the names that are known.
+/// Returns whether equal ids mean different images: by the splits' digests, else by their names if known.
 fn are_of_two_splits(a: &TableMeta, b: &TableMeta) -> bool {
     match (&a.split_digest, &b.split_digest) {
         (Some(a), Some(b)) => a != b,
@@ -163,24 +162,24 @@ fn are_of_two_splits(a: &TableMeta, b: &TableMeta) -> bool {
 /// Hits of one cell of the grid: top-1 and top-5.
 type Hits = [usize; 2];
 
-/// What all votes gave.
+/// Results of all votes.
 struct Votes {
-    /// For every `k` with every temperature, in the order of the options.
+    /// Hits for every `k` with every temperature, in the order of the options.
     cells: Vec<Hits>,
-    /// The cell of the most neighbours with the first temperature.
+    /// Index of the cell with the most neighbours and the first temperature.
     headline: usize,
-    /// The class of every labelled query, and the outcome of its vote in the headline's cell.
+    /// Class of each labelled query, with its vote's outcome in the headline cell.
     outcomes: Vec<(ClassId, Outcome)>,
 }
 
 fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, options: &KnnOptions) -> Votes {
-    // Each k where its outcome comes, when the ks ascend.
+    // Indices of the ks in ascending order, as the ballot returns its outcomes.
     let mut ascending: Vec<usize> = (0..options.k.len()).collect();
     ascending.sort_by_key(|&at| options.k[at]);
     let ks: Vec<usize> = ascending.iter().map(|&at| options.k[at]).collect();
     let classes = bank.labels().flatten().map(|class| class.index() + 1).max().unwrap_or(0);
     let width = options.temperature.len();
-    // Where no row has a label, nothing votes and nothing is scored.
+    // Without labelled rows nothing votes and nothing is scored.
     let scored = queries.labels.iter().enumerate().filter(|_| classes > 0);
     let labelled: Vec<(usize, ClassId)> =
         scored.filter_map(|(query, label)| Some((query, (*label)?))).collect();
@@ -281,13 +280,13 @@ fn report(
     }
 }
 
-/// The note that images with several labels do not vote.
+/// Note that images with several labels do not vote.
 const SEVERAL_LABELS: &str =
     "images have several labels, so nothing votes: recall and mAP count rows that share a label";
-/// What the note that nothing has a label ends with.
+/// End of the note about missing labels.
 const NO_SCORES: &str = "so there are neighbours and no scores";
 
-/// The note that nothing votes, and why.
+/// Returns the note that nothing votes, with the reason.
 fn no_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
     if options.label_sets.is_some() {
         return Some(SEVERAL_LABELS.into());
@@ -302,12 +301,12 @@ fn no_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> O
     Some(format!("{who}, {NO_SCORES}"))
 }
 
-/// Whether a note of a report says what there is, where others warn.
+/// Returns whether a note only informs, while other notes warn.
 pub fn is_remark(note: &str) -> bool {
     note == SEVERAL_LABELS || note.ends_with(NO_SCORES)
 }
 
-/// The note that queries vote for themselves.
+/// Returns the note that queries vote for themselves.
 fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
     if options.leave_one_out {
         return None;
@@ -321,7 +320,7 @@ fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> 
     Some(format!("{own} find themselves in the bank{so}: give --leave-one-out"))
 }
 
-/// The note that an uninformative encoder may reach this score.
+/// Returns the note that an uninformative encoder could reach this score.
 fn like_guessing([low, high]: [f64; 2], most_frequent_class: f64) -> Option<String> {
     let is_like = low <= most_frequent_class && most_frequent_class <= high;
     is_like.then(|| {
@@ -334,7 +333,7 @@ fn like_guessing([low, high]: [f64; 2], most_frequent_class: f64) -> Option<Stri
     })
 }
 
-/// The note that the rows of a bank are nearly all alike, by a sample of them.
+/// Returns the note that the bank's rows are nearly all alike, from a sample of them.
 ///
 /// # Errors
 /// If the rows cannot be read.
@@ -344,7 +343,7 @@ pub fn collapsed_rows(bank: &dyn Table) -> Result<Option<String>, TableError> {
     }
     let ranges = bank.ranges(SAMPLED_ROWS / SAMPLED_RANGES);
     let mut features = Vec::new();
-    // Over the whole bank, since its rows may be in the order of their classes.
+    // Sample over the whole bank, as rows may be sorted by class.
     for range in ranges.iter().step_by(ranges.len().div_ceil(SAMPLED_RANGES).max(1)) {
         let vectors = bank.start_read(range.clone()).finish()?;
         features.extend_from_slice(&vectors.rows(range.clone())?);
@@ -352,12 +351,12 @@ pub fn collapsed_rows(bank: &dyn Table) -> Result<Option<String>, TableError> {
     Ok(collapsed(bank.meta(), &features, "rows of the bank"))
 }
 
-/// Whether the cosines of its rows tell of a collapse: those of an untrained encoder are all near 1.
+/// Returns whether cosines near 1 mean a collapse; rows of an untrained encoder always have them.
 fn may_collapse(meta: &TableMeta) -> bool {
     meta.unit_length && meta.step > 0
 }
 
-/// The note that a trained encoder gives all images nearly the same embedding. (An untrained one does.)
+/// Returns the note that a trained encoder gives all images nearly the same embedding.
 fn collapsed(meta: &TableMeta, features: &[f32], who: &str) -> Option<String> {
     let rows = features.len() / meta.dim;
     if !may_collapse(meta) || rows < FEWEST_FOR_COLLAPSE {
@@ -367,7 +366,7 @@ fn collapsed(meta: &TableMeta, features: &[f32], who: &str) -> Option<String> {
     for row in features.chunks_exact(meta.dim) {
         sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
     }
-    // Of n unit vectors, the squared sum is n and the cosines of the n (n - 1) pairs.
+    // For n unit vectors, the squared sum is n plus the cosines of the n (n - 1) pairs.
     let rows = rows as f64;
     let cosine = (sums.iter().map(|sum| sum * sum).sum::<f64>() - rows) / (rows * (rows - 1.0));
     (cosine > COLLAPSED_COSINE).then(|| {
@@ -394,7 +393,7 @@ fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore
     classes.iter().zip(counts).map(score).collect()
 }
 
-/// The most frequent first; of equal ones the lower classes.
+/// Returns confused pairs of classes, the most frequent first; ties go to the lower classes.
 fn confusions(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<Confusion> {
     let mut queries = BTreeMap::<ClassId, usize>::new();
     let mut pairs = BTreeMap::<(ClassId, ClassId), usize>::new();

@@ -1,8 +1,8 @@
-//! Evaluation: how good a space of features is.
+//! Evaluation of features.
 //!
-//! The k-nearest-neighbour vote is a pure function of two feature tables and needs no tensors; `embed`
-//! makes such a table from a checkpoint. Results do not depend on threads, tiles or the order of the bank's
-//! rows: similarities are summed in one fixed order, and every tie has a rule.
+//! The k-nearest-neighbour vote is a pure function of two feature tables and needs no tensors; `embed` writes
+//! such a table from a checkpoint. Results do not depend on threads, tiles or the order of the bank's rows:
+//! similarities are summed in one fixed order, and every tie has a rule.
 
 mod bank;
 #[cfg(feature = "torch")]
@@ -44,19 +44,19 @@ use crate::feature_table::TableError;
 use crate::loader::LoaderError;
 use crate::storage::StorageError;
 
-/// Features cannot be evaluated.
+/// Error of an evaluation.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// An option makes no sense for these tables.
+    /// An option is invalid for these tables.
     #[error("{reason}")]
     Options {
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
     },
-    /// More neighbours were asked for than there are.
+    /// More neighbours were requested than exist.
     #[error("k = {k} is larger than the bank, which has {rows} rows to vote; give --k {rows} or less")]
     KTooLarge {
-        /// Neighbours asked for.
+        /// Requested neighbours.
         k: usize,
         /// Rows that can be neighbours.
         rows: usize,
@@ -64,27 +64,27 @@ pub enum EvalError {
     /// The tables do not belong together.
     #[error("{tables} do not fit each other: {reason}")]
     Mismatch {
-        /// Which.
+        /// Names of the tables.
         tables: String,
-        /// What differs.
+        /// Description of the difference.
         reason: String,
     },
-    /// A table to learn from, or to be scored, without labels.
+    /// A table for training or scoring has no labels.
     #[error("{table}: no row has a label, and linear needs some; ingest the split with its classes")]
     NoLabels {
-        /// The table.
+        /// Name of the table.
         table: String,
     },
-    /// A table cannot be read or written.
+    /// A table could not be read or written.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// A checkpoint cannot be read.
+    /// A checkpoint could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The dataset cannot be read.
+    /// The dataset could not be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// The images for the page cannot be loaded.
+    /// The page's images could not be loaded.
     #[error(transparent)]
     Loader(#[from] LoaderError),
     /// The store failed.
@@ -94,14 +94,14 @@ pub enum EvalError {
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Embed(#[from] EmbedError),
-    /// The other processes failed.
+    /// Another process failed.
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Distributed(#[from] crate::distributed::DistributedError),
 }
 
 impl EvalError {
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, which selects the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Options { .. } | Self::KTooLarge { .. } => Failure::Usage,

@@ -1,4 +1,4 @@
-//! What an evaluation gives: the report, whose scores are shares in 0..1, and the neighbours as a Parquet file.
+//! kNN reports, whose scores are fractions in 0..1, and neighbours as a Parquet file.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,84 +15,84 @@ use crate::feature_table::{FeatureTable, RowNames, Table};
 use crate::search::Neighbours;
 use crate::storage::{Location, Upload};
 
-/// The quantile of the normal distribution that leaves 2.5 % above it.
+/// Quantile of the normal distribution that leaves 2.5 % above it.
 const QUANTILE: f64 = 1.959_963_984_540_054;
-/// Digits of a dataset's digest in a name.
+/// Digits of a dataset's digest in a feature's name.
 const DIGEST_DIGITS: usize = 12;
 /// Queries whose neighbours are written at a time.
 const BATCH_QUERIES: usize = 4096;
 
-/// A kNN report.
+/// Report of a kNN evaluation of one feature.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KnnReport {
-    /// The share of queries whose class won, for the largest `k` and the first temperature; not a number (null in
-    /// JSON) where nothing has a label.
+    /// Fraction of queries whose own class won, for the largest `k` and the first temperature; NaN (null in
+    /// JSON) without labels.
     pub top1: f64,
-    /// The share of queries whose class was among the first five.
+    /// Fraction of queries whose own class was among the first five.
     pub top5: f64,
     /// Wilson's 95 % interval of `top1`.
     pub top1_interval: [f64; 2],
     /// Wilson's 95 % interval of `top5`.
     pub top5_interval: [f64; 2],
-    /// The largest number of neighbours.
+    /// Largest number of neighbours.
     pub k: usize,
-    /// The first temperature.
+    /// First temperature.
     pub temperature: f64,
-    /// Which features voted: scores of different features cannot be compared.
+    /// Name of the feature that voted; scores of different features are not comparable.
     pub feature: String,
-    /// Labelled queries, the ones that were scored; 0 where the bank has no labels.
+    /// Labelled queries, which were scored; 0 if the bank has no labels.
     pub queries: usize,
     /// Queries without a label.
     pub unlabelled_queries: usize,
-    /// The split of the rows that voted.
+    /// Split of the rows that voted.
     pub bank_split: String,
     /// Rows that could vote.
     pub bank_rows: usize,
-    /// The number of classes.
+    /// Number of classes.
     pub classes: usize,
-    /// One over the number of classes: less than chance where classes differ in size.
+    /// One over the number of classes: less than chance if classes differ in size.
     pub chance: f64,
-    /// Chance: the score of always naming the class of most queries, also where their own rows are left out.
+    /// Chance: the score of always naming the most frequent class, also if the queries' own rows are excluded.
     pub most_frequent_class: f64,
-    /// Whether a query's own row was left out.
+    /// Whether a query's own row was excluded.
     pub leave_one_out: bool,
-    /// Pairs of a query and a bank row with the same image that did not vote; none where all voted.
+    /// Number of excluded pairs of a query and a duplicate of its image; `None` if all rows voted.
     pub excluded_duplicates: Option<usize>,
-    /// Every `k` with every temperature.
+    /// Scores of every `k` with every temperature.
     pub grid: Vec<GridCell>,
-    /// Recall@k and mean average precision of the neighbours; none where nothing has a label.
+    /// Recall@k and mean average precision of the neighbours; `None` without labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<Retrieval>,
-    /// The score of each class, for `k` and `temperature`.
+    /// Score of each class, for `k` and `temperature`.
     pub per_class: Vec<ClassScore>,
-    /// The pairs of classes that were taken for one another most often, for `k` and `temperature`.
+    /// Most frequently confused pairs of classes, for `k` and `temperature`.
     pub confusions: Vec<Confusion>,
-    /// The dataset.
+    /// Digest of the dataset.
     pub dataset_digest: String,
-    /// The split of the queries.
+    /// Split of the queries.
     pub split: String,
-    /// What computed the evaluated features, `cpu` or `cuda`, where their table names it.
+    /// Device that computed the evaluated features, `cpu` or `cuda`, if their table names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// In which type: `f32`, `tf32`, `bf16` or `f16`.
+    /// Precision of these features: `f32`, `tf32`, `bf16` or `f16`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
-    /// The training step of the bank.
+    /// Training step of the bank.
     pub step: u64,
-    /// What a reader of the scores has to know; a sentence each.
+    /// Notes for readers of the scores, one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// How long it took.
+    /// Duration of the phases.
     pub timing: Timing,
 }
 
 impl KnnReport {
-    /// Whether any vote was scored.
+    /// Returns whether any vote was scored.
     pub fn has_scores(&self) -> bool {
         !self.top1.is_nan()
     }
 
-    /// The share of queries in the `count` classes of most queries: what naming these always would score.
+    /// Returns the fraction of queries in the `count` most frequent classes, the score of always naming these.
     pub fn most_frequent_classes(&self, count: usize) -> f64 {
         let mut queries: Vec<usize> = self.per_class.iter().map(|class| class.queries).collect();
         queries.sort_unstable_by(|a, b| b.cmp(a));
@@ -104,16 +104,16 @@ impl KnnReport {
 /// A report over one or several features.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reports<T> {
-    /// That of the first feature.
+    /// Report of the first feature.
     #[serde(flatten)]
     pub first: T,
-    /// Those of the others.
+    /// Reports of the other features.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub other_features: Vec<T>,
 }
 
 impl<T> Reports<T> {
-    /// The report of each feature.
+    /// Iterates over the reports of all features.
     pub fn all(&self) -> impl Iterator<Item = &T> {
         std::iter::once(&self.first).chain(&self.other_features)
     }
@@ -123,8 +123,8 @@ impl<T> Reports<T> {
 pub type KnnReports = Reports<KnnReport>;
 
 impl KnnReports {
-    /// What to call the feature of each report: where several have one name, with split and dataset; where
-    /// that is one too, with the number of the pair.
+    /// Returns a distinct name for each report's feature: equal names get split and dataset, and if still
+    /// equal, the number of the pair.
     pub fn names(&self) -> Vec<String> {
         let with_dataset = |report: &KnnReport| {
             let KnnReport { feature, split, dataset_digest, .. } = report;
@@ -151,9 +151,9 @@ impl KnnReports {
 /// Scores of one `k` with one temperature.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GridCell {
-    /// Neighbours.
+    /// Number of neighbours.
     pub k: usize,
-    /// τ.
+    /// Temperature τ.
     pub temperature: f64,
     /// See [`KnnReport::top1`].
     pub top1: f64,
@@ -165,43 +165,42 @@ pub struct GridCell {
     pub top5_interval: [f64; 2],
 }
 
-/// The score of a class.
+/// Score of a class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassScore {
-    /// Its name.
+    /// Name of the class.
     pub class: String,
-    /// Its queries.
+    /// Number of its queries.
     pub queries: usize,
-    /// The share of them whose class won.
+    /// Fraction of these queries whose own class won.
     pub top1: f64,
-    /// The share of them whose class was among the first five.
+    /// Fraction of these queries whose own class was among the first five.
     pub top5: f64,
 }
 
 /// Queries of one class for which another class won.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Confusion {
-    /// The class of the queries.
+    /// Class of the queries.
     pub class: String,
-    /// The class that won.
+    /// Class that won.
     pub voted: String,
-    /// How many queries.
+    /// Number of such queries.
     pub queries: usize,
-    /// Their share of the queries of the class.
+    /// Fraction of the class's queries.
     pub share: f64,
 }
 
-/// How long the parts took, in seconds.
+/// Duration of the phases, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Timing {
-    /// Reading the bank's vectors and finding the neighbours.
+    /// Time of reading the bank's vectors and finding the neighbours.
     pub search_seconds: f64,
-    /// Voting.
+    /// Time of voting.
     pub vote_seconds: f64,
 }
 
-/// The 95 % interval of a share, `hits` of `trials`, after Wilson; also where all or none are hits. Not a number where
-/// there are no trials.
+/// Returns Wilson's 95 % interval of `hits` in `trials`, which is valid also for none or all. NaN without trials.
 ///
 /// # Source
 /// Wilson 1927; Brown, Cai and DasGupta, Interval Estimation for a Binomial Proportion (2001), equation 4.
@@ -213,12 +212,12 @@ pub(super) fn score_interval(hits: usize, trials: usize) -> [f64; 2] {
     let square = QUANTILE * QUANTILE;
     let middle = (share + square / (2.0 * n)) / (1.0 + square / n);
     let half = QUANTILE / (1.0 + square / n) * (share * (1.0 - share) / n + square / (4.0 * n * n)).sqrt();
-    // Rounding must not put an end beside the share itself.
+    // Rounding must not move an end past the fraction itself.
     [(middle - half).clamp(0.0, share), (middle + half).clamp(share, 1.0)]
 }
 
-/// Publishes columns `query_id`, `neighbour_ids` and `similarities`, a row for each query. `row_names` are
-/// those of bank and queries; ids are text where these are.
+/// Publishes columns `query_id`, `neighbour_ids` and `similarities`, with a row for each query. `row_names`
+/// are those of bank and queries; text names become text ids.
 ///
 /// # Errors
 /// If the store fails.
@@ -252,7 +251,7 @@ pub fn write_neighbours(
     Ok(())
 }
 
-/// The ids of some rows.
+/// Returns the ids of some rows.
 fn ids(names: &RowNames, table: &dyn Table, rows: impl Iterator<Item = usize>) -> ArrayRef {
     match names {
         RowNames::Texts(texts) => Arc::new(StringArray::from_iter_values(rows.map(|row| &texts[row]))),
@@ -265,7 +264,7 @@ fn ids(names: &RowNames, table: &dyn Table, rows: impl Iterator<Item = usize>) -
     }
 }
 
-/// `rows` lists of `k` values each.
+/// Builds `rows` lists of `k` values each.
 fn lists(values: ArrayRef, rows: usize, k: usize) -> ArrayRef {
     let item = Arc::new(Field::new_list_field(values.data_type().clone(), true));
     Arc::new(ListArray::new(item, OffsetBuffer::from_lengths(std::iter::repeat_n(k, rows)), values, None))

@@ -1,7 +1,7 @@
-//! Retrieval measures of the ranked neighbours: recall@k and mean average precision.
+//! Retrieval measures of ranked neighbours: recall@k and mean average precision.
 //!
-//! A row is relevant for a query that shares its class, or one of its labels where images have several. A row without a
-//! label is never relevant, but has its rank. Sums are taken in the order of the queries, so threads change no bit.
+//! A row is relevant for a query with the same class, or with a common label where images have several. A row without a
+//! label is never relevant, but has a rank. Sums follow the order of the queries, so threads change no bit.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,62 +14,61 @@ use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};
 use crate::search::Neighbours;
 
-/// The k of recall@k; those beyond the ranked neighbours are left out.
+/// Values of k for recall@k; those above the number of ranked neighbours are omitted.
 const RECALL_AT: [usize; 4] = [1, 5, 10, 100];
 
-/// How well neighbours retrieve rows that are relevant for a query.
+/// Retrieval scores: how well neighbours find the rows that are relevant for a query.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Retrieval {
-    /// Neighbours of a query that were ranked: the largest `k` of the vote.
+    /// Number of ranked neighbours per query: the largest `k` of the vote.
     pub k: usize,
     /// Labelled queries, over which the means are taken.
     pub queries: usize,
-    /// Those of them without a relevant row, which count as 0 in each measure.
+    /// Labelled queries without a relevant row, which count as 0 in each measure.
     pub without_relevant: usize,
-    /// Recall at 1, 5, 10 and 100, as far as `k` reaches.
+    /// Recall at 1, 5, 10 and 100, up to `k`.
     pub recall: Vec<RecallAt>,
-    /// mAP@k: the mean over queries of `Σ P(i) / min(R, k)`, over the ranks `i` up to `k` with a relevant
-    /// row. `P(i)` is the share of relevant rows among the first `i`, and `R` counts the relevant rows of the
-    /// bank.
+    /// mAP@k: mean over queries of `Σ P(i) / min(R, k)`, over the ranks `i` up to `k` with a relevant row. `P(i)` is
+    /// the fraction of relevant rows among the first `i`, and `R` is the number of relevant rows in the bank.
     pub map: f64,
-    /// mAP@R: the mean of `Σ P(i) / R` over relevant ranks up to `R`; none where some `R` exceeds `k`.
+    /// mAP@R: mean of `Σ P(i) / R` over relevant ranks up to `R`; `None` if some `R` exceeds `k`.
     ///
     /// # Source
     /// Musgrave, Belongie and Lim, A Metric Learning Reality Check (2020), section 3.2.
     pub map_at_r: Option<f64>,
 }
 
-/// The share of queries that have a relevant row among their `k` nearest.
+/// Fraction of queries with a relevant row among their `k` nearest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecallAt {
-    /// Neighbours.
+    /// Number of neighbours.
     pub k: usize,
-    /// The share, in 0..1.
+    /// Fraction, in 0..1.
     pub recall: f64,
-    /// Its 95 % interval, after Wilson.
+    /// Wilson's 95 % interval of the recall.
     pub interval: [f64; 2],
 }
 
-/// Labels of images that have several: for each row the numbers of its labels, ascending and each once. None
-/// of them is a row without a label.
+/// Labels of images that have several: each row's label numbers, ascending and distinct. A row without labels
+/// has an empty list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSets {
-    /// `[rows]` of the bank.
+    /// `[rows]`: labels of the bank's rows.
     pub bank: Vec<Vec<u32>>,
-    /// `[queries]`, by the same numbers.
+    /// `[queries]`: labels of the queries, with the same numbering.
     pub queries: Vec<Vec<u32>>,
 }
 
-/// What the ranked neighbours of one query give.
+/// Measures of one query's ranked neighbours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ranked {
-    /// The rank of the first relevant row, from 0.
+    /// Rank of the first relevant row, from 0.
     first: Option<usize>,
     average_precision: f64,
     average_precision_at_r: Option<f64>,
 }
 
-/// Measures of the first `k` neighbours, given by whether each is relevant; `all` rows of the bank are.
+/// Measures the first `k` neighbours by their relevance; `all` is the number of relevant rows in the bank.
 fn ranked(is_relevant: impl Iterator<Item = bool>, all: usize, k: usize) -> Ranked {
     let (mut hits, mut sum, mut sum_at_r, mut first) = (0_usize, 0.0, 0.0, None);
     for (rank, _) in is_relevant.take(k).enumerate().filter(|(_, is_relevant)| *is_relevant) {
@@ -88,7 +87,7 @@ fn ranked(is_relevant: impl Iterator<Item = bool>, all: usize, k: usize) -> Rank
     }
 }
 
-/// What makes a row relevant for a query.
+/// Rule that makes a row relevant for a query.
 enum Relevance<'a> {
     Class { bank: &'a dyn Table, queries: &'a [Option<ClassId>] },
     Shared(&'a LabelSets),
@@ -112,7 +111,7 @@ impl Relevance<'_> {
         }
     }
 
-    /// For each of some queries, the relevant rows of the whole bank.
+    /// Returns the number of relevant rows in the whole bank for each of some queries.
     fn count(&self, queries: &[usize]) -> Vec<usize> {
         match self {
             Self::Class { bank, queries: classes } => {
@@ -121,8 +120,8 @@ impl Relevance<'_> {
                 queries.iter().map(|&query| classes[query].map_or(0, |class| rows[class.index()])).collect()
             }
             Self::Shared(sets) => {
-                // Rows of equal labels are counted together, and queries of equal labels once: the work is
-                // linear in rows and queries, but for pairs of different sets that share a label.
+                // Rows with equal labels are counted together, and queries with equal labels once. The work
+                // is linear in rows and queries, except for pairs of different sets that share a label.
                 let mut rows = HashMap::<&[u32], usize>::new();
                 sets.bank.iter().for_each(|labels| *rows.entry(labels).or_default() += 1);
                 let rows: Vec<(&[u32], usize)> = rows.into_iter().collect();
@@ -132,7 +131,7 @@ impl Relevance<'_> {
                 }
                 let wanted: HashSet<&[u32]> = queries.iter().map(|&query| &*sets.queries[query]).collect();
                 let wanted: Vec<&[u32]> = wanted.into_iter().collect();
-                // A set that shares several labels counts once: it knows by which wanted one it was counted last.
+                // A set that shares several labels counts once: `counted` has the last wanted set that counted it.
                 let count = |counted: &mut Vec<usize>, (number, labels): (usize, &&[u32])| {
                     let shared = labels.iter().filter_map(|label| sets_with.get(label)).flatten();
                     let new = shared.filter(|&&at| std::mem::replace(&mut counted[at], number) != number);
@@ -147,7 +146,7 @@ impl Relevance<'_> {
     }
 }
 
-/// Scores the neighbours; none where the bank or the queries have no labels.
+/// Scores the neighbours; `None` if the bank or the queries have no labels.
 pub(super) fn retrieval(
     bank: &dyn Table,
     queries: &FeatureTable,
@@ -164,7 +163,7 @@ pub(super) fn retrieval(
     if labelled.is_empty() {
         return None;
     }
-    // Rows that are left out of a query's neighbours are not to be found either.
+    // Rows excluded from a query's neighbours do not count as relevant.
     let ids_left_out = |query: usize| {
         let id = queries.ids[query];
         let own = options.leave_one_out.then_some(id);
@@ -211,20 +210,20 @@ mod tests {
 
     #[test]
     fn a_ranking_worked_by_hand() {
-        // Relevant at ranks 1, 3 and 6 of 6, of 4 in the bank.
+        // Relevant at ranks 1, 3 and 6 of 6; 4 relevant rows in the bank.
         let ranks = [true, false, true, false, false, true];
         let sum = 1.0 + 2.0 / 3.0 + 3.0 / 6.0;
         let found = ranked(ranks.into_iter(), 4, 6);
         assert_eq!((found.first, found.average_precision), (Some(0), sum / 4.0));
         assert_eq!(found.average_precision_at_r, Some((1.0 + 2.0 / 3.0) / 4.0), "the first 4 ranks");
-        // Of 3 neighbours no more than 3 rows can be found, and not all 4 ranks are known.
+        // With 3 neighbours at most 3 rows can be found, and mAP@R is unknown.
         let found = ranked(ranks.into_iter(), 4, 3);
         assert_eq!((found.average_precision, found.average_precision_at_r), ((1.0 + 2.0 / 3.0) / 3.0, None));
         let none = ranked([false, false].into_iter(), 0, 2);
         assert_eq!((none.first, none.average_precision, none.average_precision_at_r), (None, 0.0, Some(0.0)));
     }
 
-    /// The definitions as plain loops over a full ranking of the bank.
+    /// Computes the definitions by plain loops over a full ranking of the bank.
     fn brute_force(
         bank: &FeatureTable,
         queries: &FeatureTable,
@@ -281,7 +280,7 @@ mod tests {
             own: bool, excluded: bool,
         ) {
             let (mut bank, mut queries) = (table(seed, rows, 6, classes), table(seed + 1, 25, 6, classes));
-            // Some rows and queries have no label, and one class is in the queries alone.
+            // Some rows and queries have no label, and one class has queries only.
             bank.labels.iter_mut().step_by(7).for_each(|label| *label = None);
             bank.labels.iter_mut().filter(|label| **label == Some(ClassId(1))).for_each(|label| *label = None);
             bank.labels[1] = Some(ClassId(0));
@@ -298,7 +297,7 @@ mod tests {
             let expected = brute_force(&bank, &queries, k, is_left_out,
                 |query, row| queries.labels[query].is_some() && queries.labels[query] == bank.labels[row],
                 |query| queries.labels[query].is_some());
-            // More neighbours for a page change nothing.
+            // More neighbours for a page change no score.
             let asked = KnnOptions { leave_one_out: own, exclude: exclude.clone(), shown: k + 3, ..options(k) };
             let report = evaluate(&bank, &queries, &asked).expect("scored");
             let found = report.retrieval.expect("labels");

@@ -1,4 +1,4 @@
-//! Reports of drawn banks and queries, and of copies of a query.
+//! Reports of random banks and queries, and of copies of a query.
 
 use super::*;
 use crate::checkpoint::{BANK, CheckpointManifest, FileEntry, TrainedOn, bank_part, checkpoint_name};
@@ -49,7 +49,7 @@ fn k_of_one_is_the_nearest_neighbour() {
     assert!(left_out.top1 < 0.6);
 }
 
-/// Equal ids of two splits are two images.
+/// Equal ids in two splits are two images.
 #[test]
 fn only_queries_of_the_banks_split_can_be_left_out() {
     let (mut bank, mut queries) = (table(4, 300, 8, 3), table(5, 20, 8, 3));
@@ -59,13 +59,13 @@ fn only_queries_of_the_banks_split_can_be_left_out() {
     assert!(matches!(error, EvalError::Options { .. }), "{error}");
     assert!(error.to_string().contains("`val`") && error.to_string().contains("`train`"), "{error}");
     assert!(evaluate(&bank, &queries, &options(5)).is_ok());
-    // The digest tells that they are the same images, whatever the names.
+    // Equal digests mean the same images, whatever the names.
     bank.meta.split_digest = Some("s".into());
     queries.meta.split_digest = Some("s".into());
     assert!(evaluate(&bank, &queries, &leave_one_out).is_ok());
     queries.meta.split_digest = Some("t".into());
     assert!(evaluate(&bank, &queries, &leave_one_out).is_err());
-    // A table of another program may leave the split out.
+    // Tables of other programs may lack the split.
     (queries.meta.split, queries.meta.split_digest) = (String::new(), None);
     assert!(evaluate(&bank, &queries, &leave_one_out).is_ok());
 }
@@ -169,7 +169,7 @@ fn rows_that_are_not_of_unit_length_vote_by_their_cosines_from_memory_and_from_a
         let mut longer = table.clone();
         longer.meta.unit_length = false;
         for (row, feature) in longer.features.chunks_exact_mut(8).enumerate() {
-            // Powers of two: the numbers keep their digits.
+            // Scaling by powers of two is exact.
             feature.iter_mut().for_each(|x| *x *= [0.25, 1.0, 8.0][row % 3]);
         }
         longer
@@ -247,7 +247,7 @@ fn one_part_of_a_bank_is_not_taken_for_the_whole() {
         assert!(error.starts_with(&format!("{part}: part 2 of 2 of a bank")), "{error}");
         assert!(error.contains(&format!("give {whole}, the checkpoint")), "{error}");
     }
-    // Of a table of another kind the name tells nothing.
+    // In another kind of table the name means nothing.
     let embedding = run.join(&bank_part(0, 2));
     table(25, 30, 8, 3).write(&embedding).expect("written");
     open_bank(&embedding, &names).expect("a table as any other");
@@ -258,12 +258,12 @@ pub(crate) fn duplicate(group: u64, split: &str, id: u32) -> DuplicateRow {
     DuplicateRow { group, split: split.into(), id: InstanceId(id), path, identical: true, distance: None }
 }
 
-/// Leaving duplicates out is the same as a bank without them, query by query.
+/// Excluding duplicates equals a bank without them, for each query.
 #[test]
 fn a_duplicate_does_not_vote_and_the_rest_is_as_if_it_were_not_there() {
     let (mut bank, queries) = (table(21, 300, 8, 4), table(22, 12, 8, 4));
     bank.meta.split = "train".into();
-    // Query 3 is there twice, query 5 once.
+    // Query 3 occurs twice, query 5 once.
     for (row, query) in [(10, 3), (200, 3), (77, 5)] {
         bank.features[row * 8..][..8].copy_from_slice(queries.feature(query));
     }
@@ -339,7 +339,7 @@ fn pairs_of_one_feature_are_told_apart_by_split_and_dataset_or_by_their_number()
     assert_eq!(found, [", pair 1", ", pair 2"].map(|more| format!("{feature}{more}")));
 }
 
-/// Rows come in the order of their classes, so those of one place are more alike than all.
+/// Rows are sorted by class, so neighbouring rows are more alike than all rows.
 #[test]
 fn a_bank_is_collapsed_where_all_of_it_is_alike() {
     let mut bank = table(31, 5000, 8, 4);

@@ -1,4 +1,4 @@
-//! Small images for the page.
+//! Thumbnails for the page.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,16 +13,16 @@ use crate::storage::Location;
 
 use super::EvalError;
 
-/// The longest side of a thumbnail, in pixels.
+/// Longest side of a thumbnail, in pixels.
 const SIDE: u32 = 96;
-/// The quality of its JPEG.
+/// JPEG quality of thumbnails.
 const QUALITY: u8 = 82;
-/// Images that are held in memory at a time.
+/// Images held in memory at a time.
 const CHUNK: usize = 128;
 
-/// The side of an image of a sprite, in pixels.
+/// Side of an image in a sprite, in pixels.
 pub const SPRITE_SIDE: u32 = 32;
-/// Images of a row of a sprite.
+/// Images per row of a sprite.
 pub const SPRITE_COLUMNS: u32 = 50;
 
 /// Thumbnails of some instances of a split.
@@ -33,7 +33,7 @@ pub struct Thumbnails {
 }
 
 impl Thumbnails {
-    /// Makes the thumbnails of these instances.
+    /// Loads the images of these instances as thumbnails.
     ///
     /// # Errors
     /// If the split cannot be read.
@@ -49,35 +49,35 @@ impl Thumbnails {
         Ok(Self { jpegs: squares(source.as_ref(), ids, thumbnail), paths })
     }
 
-    /// No images, but names of instances.
+    /// Creates thumbnails without images, only with the instances' names.
     pub fn named(names: impl IntoIterator<Item = (InstanceId, String)>) -> Self {
         Self { jpegs: BTreeMap::new(), paths: names.into_iter().collect() }
     }
 
-    /// Adds an image of a file; one that cannot be shown is left out.
+    /// Adds the image of a file; skips the image if it cannot be decoded.
     pub fn add(&mut self, id: InstanceId, path: &str, bytes: &[u8], orientation: ExifOrientation) {
         self.jpegs.extend(thumbnail(bytes, orientation).map(|jpeg| (id, jpeg)));
         self.paths.insert(id, path.to_owned());
     }
 
-    /// The JPEGs, in the order of the ids.
+    /// Iterates over the JPEGs in the order of the ids.
     pub fn by_id(&self) -> impl Iterator<Item = (InstanceId, &[u8])> {
         self.jpegs.iter().map(|(id, jpeg)| (*id, jpeg.as_slice()))
     }
 
-    /// Where an instance came from: `<class>/<file>`.
+    /// Returns the original path of an instance: `<class>/<file>`.
     pub fn path(&self, id: InstanceId) -> Option<&str> {
         self.paths.get(&id).map(String::as_str)
     }
 
-    /// The JPEG of an instance.
+    /// Returns the JPEG of an instance.
     pub fn get(&self, id: InstanceId) -> Option<&[u8]> {
         self.jpegs.get(&id).map(Vec::as_slice)
     }
 }
 
-/// Small images of some instances, side by side in one JPEG: rows of [`SPRITE_COLUMNS`] squares of
-/// [`SPRITE_SIDE`] pixels, in the order given.
+/// Combines small images of some instances into one image: rows of [`SPRITE_COLUMNS`] squares of
+/// [`SPRITE_SIDE`] pixels, in the given order.
 ///
 /// # Errors
 /// If the split cannot be read.
@@ -99,7 +99,7 @@ pub fn sprite(
         let own = image.width as usize;
         for y in 0..side {
             for x in 0..side {
-                // A smaller image is made larger by repeating its pixels.
+                // Enlarge a smaller image by repeating its pixels.
                 let from = 3 * ((y * own / side) * own + x * own / side);
                 let to = 3 * ((at / columns * side + y) * width + at % columns * side + x);
                 rgb[to..to + 3].copy_from_slice(&image.rgb[from..from + 3]);
@@ -109,14 +109,14 @@ pub fn sprite(
     Ok(DecodedImage { width: width as u32, height: height as u32, rgb })
 }
 
-/// What `make` makes of each instance's encoded image; one that cannot be shown is left out.
+/// Calls `make` on each instance's encoded image; omits images that cannot be decoded.
 fn squares<T: Send>(
     source: &dyn Source,
     ids: impl IntoIterator<Item = InstanceId>,
     make: impl Fn(&[u8], ExifOrientation) -> Option<T> + Sync,
 ) -> BTreeMap<InstanceId, T> {
     let wanted: BTreeSet<InstanceId> = ids.into_iter().filter(|id| id.row() < source.len()).collect();
-    // In the order of the shards, so each row group is read once.
+    // In the order of the shards, so that each row group is read once.
     let layout = source.layout();
     let in_order: Vec<BankRow> = (0..layout.groups())
         .flat_map(|group| layout.members(group))
@@ -139,7 +139,7 @@ fn thumbnail(bytes: &[u8], orientation: ExifOrientation) -> Option<Vec<u8>> {
     encode_jpeg(&square(bytes, orientation, SIDE)?, QUALITY).ok()
 }
 
-/// The middle of an image as a square of at most `side` pixels; a small image is not made larger.
+/// Crops the centre of an image to a square of at most `side` pixels; small images are not enlarged.
 fn square(bytes: &[u8], orientation: ExifOrientation, side: u32) -> Option<DecodedImage> {
     let header = probe(bytes).ok()?;
     let side = header.width.min(header.height).clamp(1, side);

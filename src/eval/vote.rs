@@ -1,14 +1,14 @@
-//! The weighted vote of neighbours.
+//! Weighted vote of neighbours.
 
 use std::collections::BTreeMap;
 
 use crate::ids::ClassId;
 use crate::units::Temperature;
 
-/// Ranks the classes among the neighbours by the sums of their weights `exp(s / τ)`, heaviest first; of
-/// equal sums the lower class comes first.
+/// Ranks the classes of the neighbours by the sums of their weights `exp(s / τ)`, highest first; ties go to
+/// the lower class.
 ///
-/// The largest similarity is subtracted first, in f64: the ranking is the same and nothing overflows.
+/// The largest similarity is subtracted first, in f64, which keeps the ranking and avoids overflow.
 ///
 /// # Source
 /// Paper, section 3.4; reference `test.py`, `kNN`.
@@ -27,43 +27,43 @@ pub fn vote(
     ranked.into_iter().map(|(class, _)| class).collect()
 }
 
-/// The weight of a neighbour's vote, `exp((s - most) / τ)`; `most` is the largest similarity of a query.
+/// Returns the weight of a neighbour's vote, `exp((s - most) / τ)`; `most` is a query's largest similarity.
 ///
-/// The exponential is that of the crate libm, which gives the same bits on every machine; that of the system does not.
+/// Uses the exponential of the crate libm, which gives the same bits on every machine, unlike the system's.
 pub fn vote_weight(similarity: f32, most: f32, temperature: Temperature) -> f64 {
-    // Equal infinities differ by nothing.
+    // Equal infinities have no difference.
     let below = if similarity == most { 0.0 } else { f64::from(similarity) - f64::from(most) };
     libm::exp(below / temperature.get())
 }
 
-/// How a vote ended for the class that is right.
+/// Outcome of a vote for the correct class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
-    /// The class that won.
+    /// Class that won.
     pub winner: Option<ClassId>,
-    /// The rank of the right class, from 0; none where no neighbour has it.
+    /// Rank of the correct class, from 0; `None` if no neighbour has it.
     pub rank: Option<usize>,
 }
 
-/// A ballot box that is used for one query after another.
+/// Ballot box, reused for one query after another.
 #[derive(Clone, Debug)]
 pub(super) struct Ballot {
-    /// The weight of each class, and whether it has a vote.
+    /// Weight of each class; `None` without a vote.
     weights: Vec<Option<f64>>,
-    /// The classes that have votes.
+    /// Classes with votes.
     voted: Vec<ClassId>,
 }
 
 impl Ballot {
-    /// A box for classes below `classes`.
+    /// Creates a box for classes below `classes`.
     pub(super) fn new(classes: usize) -> Self {
         Self { weights: vec![None; classes], voted: Vec::new() }
     }
 
-    /// The outcomes of the votes of the first `k` neighbours, for each `k` of a list that ascends. Neighbours
-    /// come most similar first; one without a class does not vote, but is one of the `k`.
+    /// Returns the outcomes of votes by the first `k` neighbours, for each `k` of an ascending list. The neighbours are
+    /// sorted, the most similar first; one without a class does not vote but counts towards `k`.
     ///
-    /// The same as [`vote`] for each `k`, but each neighbour is counted once.
+    /// Equals [`vote`] for each `k`, but counts each neighbour once.
     pub(super) fn outcomes(
         &mut self,
         neighbours: impl Iterator<Item = (Option<ClassId>, f32)>,
@@ -135,7 +135,7 @@ mod tests {
             let mut ks: Vec<usize> = ks.into_iter().filter(|&k| k <= neighbours.len()).collect();
             ks.sort_unstable();
             let mut ballot = Ballot::new(6);
-            // Twice: a ballot box is empty after each query.
+            // Twice: the ballot box must be empty after each query.
             for _ in 0..2 {
                 let outcomes = ballot.outcomes(neighbours.iter().copied(), ClassId(right), &ks, temperature);
                 for (k, outcome) in ks.iter().zip(outcomes) {

@@ -1,4 +1,4 @@
-//! The columns of a feature table from any program, and their values.
+//! Columns of a feature table from any program, and their values.
 
 use std::collections::HashMap;
 
@@ -10,23 +10,23 @@ use super::schema::Kind;
 use super::{MOST_CLASSES, TableError};
 use crate::ids::{ClassId, InstanceId};
 
-/// The names of columns in a table that another program wrote. What is not given has the name of the format
-/// (`instance_id`, `feature`, `label`), or is the one column that can be meant by its type and name. Ids and
-/// labels may be left out by an empty name.
+/// Names of columns in a table from another program. Without a name, a column is found by the format's name
+/// (`instance_id`, `feature`, `label`), or as the only one of fitting type and name. An empty name means no
+/// ids or labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnNames {
-    /// The column of the ids: integers or text, each once.
+    /// Column of ids: distinct integers or text.
     pub id: Option<String>,
-    /// The column of the vectors: lists of floats, all of one length.
+    /// Column of vectors: lists of floats, all of one length.
     pub vector: Option<String>,
-    /// The column of the classes: integers (-1 for none) or names, null for none, or lists of them.
+    /// Column of classes: integers (-1 for none) or names, null for none, or lists of them.
     pub label: Option<String>,
 }
 
-/// What a column is for, and how it is found.
+/// Role of a column, with the rules to find it.
 struct Role {
     name: &'static str,
-    /// Its name in the format.
+    /// Name in the format.
     usual: &'static str,
     /// Other names that it may have, in lower case, with spaces between; none for any.
     others: &'static str,
@@ -69,7 +69,7 @@ const STEP: Role = Role {
     option: "",
 };
 
-/// The columns of a table, as positions in its schema.
+/// Columns of a table, as indices into its schema.
 #[derive(Debug)]
 pub(super) struct Found {
     pub id: Option<usize>,
@@ -79,7 +79,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Finds the columns of the format, by their names.
+    /// Finds the format's columns by name.
     pub(super) fn of_format(table: &str, schema: &Schema) -> Result<Self, TableError> {
         let search = Search { table, schema, given: Vec::new() };
         let numbers = |role: Role| Role { fits: is_number, expected: "integers", ..role };
@@ -91,10 +91,10 @@ impl Found {
         })
     }
 
-    /// Finds the columns of a table of another program.
+    /// Finds the columns in a table of another program.
     ///
     /// # Errors
-    /// If a column that is named is missing or has another type, several columns can be meant, or none holds vectors.
+    /// If a named column is missing or has another type, several columns fit a role, or none has vectors.
     pub(super) fn of(table: &str, schema: &Schema, names: &ColumnNames) -> Result<Self, TableError> {
         let given =
             [&names.vector, &names.id, &names.label].into_iter().flatten().map(String::as_str).collect();
@@ -116,7 +116,7 @@ impl Found {
         })
     }
 
-    /// The positions in the schema, ascending.
+    /// Returns the indices in the schema, ascending.
     pub(super) fn positions(&self) -> Vec<usize> {
         let mut all: Vec<_> =
             [self.id, Some(self.vector), self.label, self.step].into_iter().flatten().collect();
@@ -126,16 +126,16 @@ impl Found {
     }
 }
 
-/// A schema in which columns are sought.
+/// Search for columns in a schema.
 struct Search<'a> {
     table: &'a str,
     schema: &'a Schema,
-    /// Columns that are named, each for its role alone.
+    /// Explicitly named columns, each usable only for its own role.
     given: Vec<&'a str>,
 }
 
 impl Search<'_> {
-    /// The column of a role: by the name given, by its usual name, or the only one that can be meant.
+    /// Finds the column of a role: by the given name, the usual name, or as the only one that fits.
     fn find(&self, role: &Role, given: Option<&str>) -> Result<Option<usize>, TableError> {
         if let Some(name) = given {
             let is_left_out = name.is_empty() && role.usual != VECTOR.usual;
@@ -148,7 +148,7 @@ impl Search<'_> {
             let name = field.name().to_lowercase();
             !self.given.contains(&field.name().as_str())
                 && (role.fits)(field.data_type())
-                // Numbers that may be anything are labels only where they are named so.
+                // Floats may be anything, so they are labels only if named explicitly.
                 && !field.data_type().is_floating()
                 && (role.others.is_empty() || role.others.split(' ').any(|other| other == name))
         };
@@ -210,7 +210,7 @@ pub(super) fn is_text(kind: &DataType) -> bool {
     matches!(value_type(kind), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }
 
-/// The type of a list's items.
+/// Returns the type of a list's items.
 pub(super) fn item_type(kind: &DataType) -> Option<&DataType> {
     match kind {
         DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item) => {
@@ -226,11 +226,11 @@ fn is_vectors(kind: &DataType) -> bool {
 
 fn is_labels(kind: &DataType) -> bool {
     let item = item_type(kind).unwrap_or(kind);
-    // Pandas makes integers with gaps floats, where a gap is not a number.
+    // Pandas stores integers with gaps as floats, and gaps as NaN.
     is_number(item) || is_text(item) || kind.is_floating()
 }
 
-/// The values of a column of lists, and where each row's begin and end in them.
+/// Returns the values of a column of lists, and the offsets of the rows in them.
 fn list_parts(lists: &ArrayRef) -> (ArrayRef, Vec<usize>) {
     match lists.data_type() {
         DataType::List(_) => {
@@ -249,14 +249,14 @@ fn list_parts(lists: &ArrayRef) -> (ArrayRef, Vec<usize>) {
     }
 }
 
-/// The rows of a table while they are read.
+/// Rows read from a table so far.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub ids: Vec<InstanceId>,
     pub labels: Vec<Option<ClassId>>,
     pub updated_step: Vec<Option<u64>>,
     pub features: Vec<f32>,
-    /// The length of a vector, once it is known.
+    /// Length of a vector, once known.
     pub dim: Option<usize>,
     /// The ids, where they are text; `ids` then numbers the rows.
     pub id_texts: Vec<String>,
@@ -269,7 +269,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Adds the rows of a batch with the columns of [`Found::positions`].
+    /// Appends the rows of a batch with the columns of [`Found::positions`].
     pub(super) fn append(
         &mut self,
         table: &str,
@@ -354,7 +354,7 @@ impl Rows {
         Ok(())
     }
 
-    /// The number of a class name.
+    /// Returns the number of a class name.
     fn label(&mut self, table: &str, name: &str, row: usize, label: &str) -> Result<u32, TableError> {
         if label.is_empty() {
             let reason =
@@ -436,7 +436,7 @@ impl Rows {
     }
 }
 
-/// A column as integers; a null stays one.
+/// Converts a column to integers; nulls are kept.
 fn integers(table: &str, name: &str, array: &ArrayRef) -> Result<Int64Array, TableError> {
     let nulls = array.logical_null_count();
     let array = cast_to(table, array, &DataType::Int64)?;
@@ -446,7 +446,7 @@ fn integers(table: &str, name: &str, array: &ArrayRef) -> Result<Int64Array, Tab
     Ok(array.as_primitive::<Int64Type>().clone())
 }
 
-/// A column of floats as integers; what is not a number is null.
+/// Converts a column of floats to integers; NaN becomes null.
 fn whole_numbers(table: &str, name: &str, first: usize, array: &ArrayRef) -> Result<Int64Array, TableError> {
     let array = cast_to(table, array, &DataType::Float64)?;
     let whole = |(row, value): (usize, Option<f64>)| match value.filter(|value| !value.is_nan()) {
@@ -468,13 +468,13 @@ fn cast_to(table: &str, array: &ArrayRef, kind: &DataType) -> Result<ArrayRef, T
     cast(array, kind).map_err(|source| TableError::Malformed { table: table.into(), source })
 }
 
-/// The instance of a row, by the number in its file.
+/// Converts the number in a file to the instance of a row.
 pub(super) fn id_of(table: &str, row: usize, id: i64) -> Result<InstanceId, TableError> {
     let wrong = || TableError::Id { table: table.into(), row, id, reason: "out of range" };
     InstanceId::from_stored(id).ok_or_else(wrong)
 }
 
-/// The class of a row, by the number in its file, where that is below `classes` and [`MOST_CLASSES`].
+/// Converts the number in a file to the class of a row, below `classes` and [`MOST_CLASSES`].
 pub(super) fn label_of(
     table: &str,
     row: usize,
@@ -487,13 +487,13 @@ pub(super) fn label_of(
     class.ok_or_else(|| TableError::Label { table: table.into(), row, label, classes })
 }
 
-/// The step of a row, by the number in its file.
+/// Converts the number in a file to the step of a row.
 pub(super) fn step_of(step: Option<i64>) -> Option<u64> {
     step.and_then(|step| u64::try_from(step).ok())
 }
 
-/// Checks that no id occurs twice, and that the ids of a bank ascend. `place` gives the file that has a row,
-/// and the row within it.
+/// Checks that no id occurs twice, and that the ids of a bank ascend. `place` returns the file of a row, and
+/// the row within it.
 pub(super) fn check_ids(
     kind: Kind,
     ids: &[InstanceId],
@@ -502,7 +502,7 @@ pub(super) fn check_ids(
     if ids.is_sorted_by(|a, b| a < b) {
         return Ok(());
     }
-    // Memory for the rows, whatever the ids are: one may be as high as 2^32.
+    // Memory depends on the number of rows, not on the ids, which may be as large as 2^32.
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_unstable_by_key(|&row| (ids[row], row));
     let again = order.windows(2).filter(|pair| ids[pair[0]] == ids[pair[1]]).map(|pair| pair[1]).min();

@@ -1,7 +1,7 @@
 //! Record batches of a file in memory: an Arrow IPC file or stream, or Parquet.
 //!
-//! The messages of Arrow are checked before arrow's decoder sees them: it takes offsets and lengths on trust, and a
-//! wrong one would end the process. Damage that the decoders meet with a panic is an error all the same.
+//! Arrow messages are checked before arrow's decoder reads them: the decoder trusts offsets and lengths, and
+//! a wrong one would end the process. Panics of the decoders over other damage become errors too.
 
 use std::iter;
 
@@ -18,18 +18,18 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::guard::guard;
 
-/// What an Arrow IPC file begins and ends with.
+/// Magic bytes at the start and end of an Arrow IPC file.
 const ARROW: &[u8] = b"ARROW1";
-/// What a Parquet file begins and ends with.
+/// Magic bytes at the start and end of a Parquet file.
 const PARQUET: &[u8] = b"PAR1";
-/// What a message of an Arrow IPC stream begins with.
+/// First bytes of a message in an Arrow IPC stream.
 const CONTINUATION: [u8; 4] = [0xff; 4];
-/// Bytes after the footer of an Arrow IPC file: its length and the magic word.
+/// Bytes after the footer of an Arrow IPC file: its length and the magic bytes.
 pub(super) const TRAILER_BYTES: usize = 10;
-/// The largest factor by which a buffer may claim to be compressed: more than runs of zeros reach.
+/// Largest compression factor that a buffer may claim; runs of zeros stay below it.
 const COMPRESSION: u64 = 1 << 17;
 
-/// A file that was recognised, with its columns.
+/// Recognised file, with its columns.
 pub(super) struct Contents {
     schema: SchemaRef,
     body: Body,
@@ -39,7 +39,7 @@ pub(super) struct Contents {
 pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
 enum Body {
-    /// Record batches and the dictionaries of their columns, each of these before the batches that need it.
+    /// Record batches and the dictionaries of their columns, each dictionary before the batches that need it.
     Arrow {
         bytes: Buffer,
         version: MetadataVersion,
@@ -66,7 +66,7 @@ impl Footer {
     }
 }
 
-/// Makes an error of a panic, as the readers of arrow and parquet have for some damaged files.
+/// Converts panics to errors, as the readers of arrow and parquet panic on some damaged files.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, ArrowError> {
     guard(read).unwrap_or_else(|_| Err(wrong("a column cannot be decoded")))
 }
@@ -76,7 +76,7 @@ pub(super) fn wrong(reason: impl Into<String>) -> ArrowError {
 }
 
 impl Contents {
-    /// Recognises a file.
+    /// Recognises the format of a file.
     pub(super) fn of(bytes: Bytes) -> Result<Self, ArrowError> {
         guarded(|| Self::recognise(bytes))
     }
@@ -146,7 +146,7 @@ impl Contents {
         Ok(Self { schema: schema.into(), body: Body::Arrow { bytes: Buffer::from(bytes), version, blocks } })
     }
 
-    /// The columns and metadata of the whole file.
+    /// Returns the columns and metadata of the whole file.
     pub(super) fn schema(&self) -> &Schema {
         &self.schema
     }
@@ -177,8 +177,7 @@ impl Contents {
     }
 }
 
-/// A block's message and body, once its offsets and lengths are known to be within them, and whether it is a
-/// dictionary.
+/// Checks the offsets and lengths of a block. Returns its message and body, and whether it is a dictionary.
 fn checked_block(bytes: &Buffer, block: &Block) -> Result<(Buffer, bool), ArrowError> {
     let size =
         |value: i64| usize::try_from(value).map_err(|_| wrong("a block has a negative offset or length"));
@@ -215,7 +214,7 @@ fn checked_block(bytes: &Buffer, block: &Block) -> Result<(Buffer, bool), ArrowE
             most_bytes = most_bytes.saturating_add(claimed.max(0) as u64);
         }
     }
-    // A value takes a bit at least.
+    // A value takes at least one bit.
     let most_values = most_bytes.saturating_mul(8);
     let is_possible = |count: i64| u64::try_from(count).is_ok_and(|count| count <= most_values);
     let nodes = batch.nodes().into_iter().flat_map(|nodes| nodes.iter());

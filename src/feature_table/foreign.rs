@@ -1,4 +1,4 @@
-//! Tables of other programs: what they have beyond ids and classes that are numbers, and what was understood of them.
+//! Tables of other programs: data beyond numeric ids and classes, and how the columns were interpreted.
 //!
 //! Columns are found by type and name (`columns.rs`). Ids may be text or missing, classes may be names, and
 //! an image may have several labels.
@@ -17,40 +17,40 @@ use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::Location;
 
-/// What a table of another program has beside its [`FeatureTable`].
+/// Data of another program's table besides its [`FeatureTable`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Foreign {
-    /// The table's name, for errors.
+    /// Name of the table, for errors.
     pub table: String,
-    /// How its rows are named.
+    /// Names of the rows.
     pub rows: RowNames,
-    /// What its labels are.
+    /// Kind of the labels.
     pub labels: ForeignLabels,
-    /// The first row that is not of unit length, with its length, where the metadata does not say which
-    /// length rows have.
+    /// First row without unit length, with its length; set only if the metadata does not state whether rows
+    /// have unit length.
     pub not_unit: Option<(usize, f64)>,
-    /// The first row of zeros alone, likewise.
+    /// First row that is all zeros, under the same condition.
     pub zero: Option<usize>,
-    /// What was understood, in words.
+    /// Description of the interpretation, for people.
     pub about: String,
 }
 
-/// How the rows of a table are named.
+/// Names of a table's rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum RowNames {
-    /// By the table's ids.
+    /// Ids of the table.
     #[default]
     Ids,
-    /// Not at all: the ids are the numbers of the rows.
+    /// None: the ids are the numbers of the rows.
     Unnamed,
-    /// By numbers other than the table's ids, `[rows]`.
+    /// Numbers other than the table's ids, `[rows]`.
     Numbers(Vec<InstanceId>),
-    /// By text, `[rows]`; the ids are the numbers of the rows.
+    /// Text, `[rows]`; the ids are the numbers of the rows.
     Texts(Vec<String>),
 }
 
 impl RowNames {
-    /// The name of a row; none where its id is the name.
+    /// Returns the name of a row; `None` if its id is the name.
     pub fn name(&self, row: usize) -> Option<String> {
         match self {
             Self::Ids | Self::Unnamed => None,
@@ -60,18 +60,18 @@ impl RowNames {
     }
 }
 
-/// The labels of a table of another program.
+/// Labels of another program's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForeignLabels {
-    /// None.
+    /// No labels.
     None,
-    /// A number for each image, or none.
+    /// At most one number for each image.
     Numbers,
-    /// A name for each image, or none; the classes are the sorted names.
+    /// At most one name for each image; the classes are the sorted names.
     Names,
     /// Any number of labels for each image.
     Sets {
-        /// `[rows]`: the numbers of the labels, or with names their positions in the classes; ascending, each once.
+        /// `[rows]`: numbers of the labels, or for names their indices in the classes; ascending and distinct.
         rows: Vec<Vec<u32>>,
         /// Whether the labels are names.
         are_names: bool,
@@ -79,7 +79,7 @@ pub enum ForeignLabels {
 }
 
 impl ForeignLabels {
-    /// Whether labels are names, or else numbers; nothing where there are none.
+    /// Returns whether labels are names rather than numbers; `None` without labels.
     pub fn are_names(&self) -> Option<bool> {
         match self {
             Self::None => None,
@@ -91,12 +91,11 @@ impl ForeignLabels {
 }
 
 impl FeatureTable {
-    /// Reads a table, with what only tables of other programs have where another program wrote it. Without
-    /// `names`, such a table has the columns of the format, with ids and classes that are numbers, and a table
-    /// may be empty.
+    /// Reads a table, and further data if another program wrote it. Without `names`, such a table must have
+    /// the format's columns with numeric ids and classes, and it may be empty.
     ///
     /// # Errors
-    /// The first thing that is wrong, with the row or column that it is about; if several columns can be meant.
+    /// If the table is invalid, with the first faulty row or column, or if several columns fit a role.
     pub fn read_foreign(
         location: &Location,
         names: Option<&ColumnNames>,
@@ -113,8 +112,8 @@ impl FeatureTable {
     }
 }
 
-/// Reads a table from the bytes of its file, which errors call `table`. Without `names`, a table of another
-/// program has the columns of the format too.
+/// Reads a table from the bytes of its file; `table` is its name in errors. Without `names`, a table of
+/// another program must have the format's columns too.
 pub(super) fn of_bytes(
     table: &str,
     bytes: Bytes,
@@ -210,7 +209,7 @@ pub(super) fn of_bytes(
     Ok((read, Some(Foreign { table: table.into(), rows, labels, not_unit, zero, about })))
 }
 
-/// The names in order, and the place of each of the old numbers.
+/// Returns the sorted names, and the new index of each old number.
 fn sorted(names: HashMap<String, u32>) -> (Vec<String>, Vec<u32>) {
     let mut names: Vec<(String, u32)> = names.into_iter().collect();
     names.sort_unstable();
@@ -221,7 +220,7 @@ fn sorted(names: HashMap<String, u32>) -> (Vec<String>, Vec<u32>) {
     (names.into_iter().map(|(name, _)| name).collect(), places)
 }
 
-/// Checks that no id occurs twice.
+/// Checks that no text id occurs twice.
 fn check_texts(table: &str, schema: &Schema, found: &Found, texts: &[String]) -> Result<(), TableError> {
     let mut seen = HashSet::with_capacity(texts.len());
     match (texts.iter().position(|text| !seen.insert(text.as_str())), found.id) {
@@ -237,7 +236,7 @@ fn check_texts(table: &str, schema: &Schema, found: &Found, texts: &[String]) ->
     }
 }
 
-/// What was understood of a table, in words.
+/// Describes for people how a table was interpreted.
 fn about(schema: &Schema, found: &Found, table: &FeatureTable, labels: &ForeignLabels) -> String {
     let name =
         |at: Option<usize>| at.map_or_else(String::new, |at| format!(" of `{}`", schema.field(at).name()));

@@ -1,13 +1,12 @@
 //! Feature tables: one vector for each instance, as an Arrow IPC file.
 //!
-//! The memory bank on disk and exported features are this one format: columns `instance_id`, `feature`,
-//! `label`, `updated_step`, and schema metadata that says what the features are. Any Arrow tool opens it,
-//! and it can be memory-mapped. Tables of other programs are read too (Arrow IPC file or stream, Parquet), if
-//! they hold vectors; `foreign.rs` says what these may have besides. A table is checked when it is read.
+//! Memory banks on disk and exported features share this format: columns `instance_id`, `feature`, `label`,
+//! `updated_step`, and schema metadata that describes the features. Any Arrow tool opens it, and it can be
+//! memory-mapped. Tables of other programs with vectors are read too (Arrow IPC file or stream, Parquet);
+//! `foreign.rs` describes their further data. A table is checked when read.
 //!
-//! Invariants of a table that was read: no id occurs twice, and the ids of a bank ascend (other tables keep
-//! the order of their file); every value is finite; rows are of unit length where the metadata says so; every
-//! label names a class.
+//! Invariants of a table that was read: no id occurs twice, and the ids of a bank ascend (other tables keep the order
+//! of their file); every value is finite; rows have unit length if the metadata says so; every label names a class.
 
 mod columns;
 mod decode;
@@ -29,115 +28,115 @@ pub use writer::{RowColumns, TableWriter};
 use crate::failure::Failure;
 use crate::storage::StorageError;
 
-/// How far from 1 the length of a row may be where a table says that its rows are of unit length.
+/// Largest distance from 1 of a row's length in a table whose metadata says unit length.
 ///
-/// A bank in bf16 sets it: rounding to 8 bits changes each value, and so the length, by up to 2^-8.
+/// A bank in bf16 determines it: rounding to 8 bits changes each value, and so the length, by up to 2^-8.
 pub const UNIT_TOLERANCE: f64 = 0.004;
 
-/// Classes at most where an image has one: what a [`ClassId`](crate::ids::ClassId) can number.
+/// Maximum number of classes of images with one class: the range of a [`ClassId`](crate::ids::ClassId).
 const MOST_CLASSES: usize = u16::MAX as usize + 1;
 
-/// A feature table cannot be used or written.
+/// Error of reading or writing a feature table.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The file is missing.
     #[error("{table}: no feature table is there")]
     NotThere {
-        /// The table.
+        /// Name of the table.
         table: String,
     },
-    /// A table without rows where some are needed.
+    /// The table has no rows where some are needed.
     #[error("{table}: the table has no rows")]
     Empty {
-        /// The table.
+        /// Name of the table.
         table: String,
     },
-    /// The bytes are not those of an Arrow or Parquet file, or are cut.
+    /// The bytes are not an Arrow or Parquet file, or are truncated.
     #[error("{table}: not a complete Arrow or Parquet file (truncated or damaged?)")]
     Malformed {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// The cause.
+        /// Underlying error.
         #[source]
         source: arrow::error::ArrowError,
     },
-    /// An Arrow or Parquet file without the columns or metadata of a feature table.
+    /// The Arrow or Parquet file lacks columns or metadata of a feature table.
     #[error("{table}: not a feature table: {reason}")]
     NotATable {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// What is missing or wrong.
+        /// Description of the problem.
         reason: String,
     },
-    /// A column that is missing or holds something else.
+    /// A column is missing or has unexpected contents.
     #[error("{table}: column `{column}` {reason}")]
     Column {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// The column's name.
+        /// Name of the column.
         column: String,
-        /// What it holds, and what was expected.
+        /// Actual and expected contents.
         reason: String,
     },
-    /// Several columns that can be meant.
+    /// Several columns fit a role.
     #[error("{table}: the {role} can be those of {columns}: name the column by {option}")]
     Ambiguous {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// The columns.
+        /// Names of the columns.
         columns: String,
-        /// What is sought.
+        /// Role that the columns fit.
         role: &'static str,
-        /// The option that decides.
+        /// Option that decides between them.
         option: &'static str,
     },
-    /// The bytes are not those that the checkpoint names.
+    /// The bytes do not match the checkpoint's digest.
     #[error("{table}: damaged: its digest is not the one that the checkpoint names")]
     Damaged {
-        /// The table.
+        /// Name of the table.
         table: String,
     },
-    /// An id that is negative, occurs twice, or is out of order in a bank.
+    /// An id is negative, occurs twice, or is out of order in a bank.
     #[error("{table} row {row}: invalid instance id {id}: {reason}")]
     Id {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// The row, from 0.
+        /// Row, from 0.
         row: usize,
-        /// The id.
+        /// Faulty id.
         id: i64,
-        /// Why.
+        /// Reason.
         reason: &'static str,
     },
-    /// A label that names none of the classes.
+    /// A label names none of the classes.
     #[error("{table} row {row}: label {label} is out of range, expected -1 or a class below {classes}{}",
         if *classes == MOST_CLASSES { ", as a table has that many classes at most" } else { "" })]
     Label {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// The row, from 0.
+        /// Row, from 0.
         row: usize,
-        /// The label.
+        /// Faulty label.
         label: i64,
-        /// The number of classes, or the most that a table can have.
+        /// Number of classes, or the maximum that a table can have.
         classes: usize,
     },
-    /// A value that is not a finite number.
+    /// A value is not finite.
     #[error("{table} row {row}: the feature is not finite")]
     NotFinite {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// The row, from 0.
+        /// Row, from 0.
         row: usize,
     },
-    /// A row that is not of unit length although the table says so.
+    /// A row lacks unit length although the metadata says unit length.
     #[error("{table} row {row}: the feature's length is {length}, not 1 as the table says")]
     NotUnit {
-        /// The table.
+        /// Name of the table.
         table: String,
-        /// The row, from 0.
+        /// Row, from 0.
         row: usize,
-        /// Its length.
+        /// Length of the row.
         length: f64,
     },
     /// The store failed.
@@ -146,7 +145,7 @@ pub enum TableError {
 }
 
 impl TableError {
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, which selects the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Storage(error) => error.failure(),

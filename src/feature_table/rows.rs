@@ -1,4 +1,4 @@
-//! Vectors of a table by ranges of rows, in memory or as they come from a file.
+//! Vectors of a table by ranges of rows, in memory or read from a file.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -16,43 +16,42 @@ use super::{TableError, UNIT_TOLERANCE};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, PendingRead};
 
-/// The name of a table in memory, for errors.
+/// Name of a table in memory, for errors.
 pub(super) const IN_MEMORY: &str = "a table in memory";
-/// Bytes that are read at a time where they were not read for another purpose.
+/// Bytes read at a time to complete a digest.
 const CHUNK_BYTES: u64 = 8 << 20;
-/// Bytes between two parts that are read in between; where more are missing, the parts came out of order, and
-/// the rest is read at the end.
+/// Largest gap between two parts that is read to continue a digest. After a larger gap the parts are out of
+/// order, and the rest is read at the end.
 const GAP_BYTES: u64 = 64 << 20;
 
-/// A feature table whose vectors are in memory or in a file.
+/// Feature table whose vectors are in memory or in a file.
 pub trait Table: Debug + Sync {
-    /// What the features are.
+    /// Returns the metadata of the features.
     fn meta(&self) -> &TableMeta;
 
-    /// The number of rows.
+    /// Returns the number of rows.
     fn rows(&self) -> usize;
 
-    /// The instance of a row.
+    /// Returns the instance of a row.
     fn id(&self, row: usize) -> InstanceId;
 
-    /// The class of a row, where it has one.
+    /// Returns the class of a row, if it has one.
     fn label(&self, row: usize) -> Option<ClassId>;
 
-    /// All rows in order, in ranges of at most `longest` that can each be read in one go.
+    /// Divides all rows, in order, into ranges of at most `longest` rows, each readable at once.
     fn ranges(&self, longest: usize) -> Vec<Range<usize>>;
 
-    /// Reads of each of these rows the training step that last wrote it, in a bank. They are one of
-    /// [`Table::ranges`], or within it.
+    /// Reads for each of these rows of a bank the training step that last wrote it. The rows must be one of
+    /// [`Table::ranges`], or within one.
     ///
     /// # Errors
     /// If the store fails.
     fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError>;
 
-    /// Starts to read the vectors of one of [`Table::ranges`], or of a range within it.
+    /// Starts to read the vectors of one of [`Table::ranges`], or of a range within one.
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_>;
 
-    /// Checks the digest of a table whose digest is known, once it has been used: what was read by then is not
-    /// read again. Other tables have nothing to check.
+    /// Checks the digest of a table, if known. Call this after use: bytes that were already read are not read again.
     ///
     /// # Errors
     /// [`TableError::Damaged`], or if the store fails.
@@ -62,17 +61,17 @@ pub trait Table: Debug + Sync {
 }
 
 impl dyn Table + '_ {
-    /// `[rows]`: the instance of each row.
+    /// Iterates over the instances of all rows.
     pub fn ids(&self) -> impl Iterator<Item = InstanceId> + '_ {
         (0..self.rows()).map(|row| self.id(row))
     }
 
-    /// `[rows]`: its class, where it has one.
+    /// Iterates over the classes of all rows, `None` for rows without one.
     pub fn labels(&self) -> impl Iterator<Item = Option<ClassId>> + '_ {
         (0..self.rows()).map(|row| self.label(row))
     }
 
-    /// Whether any row has a class.
+    /// Returns whether any row has a class.
     pub fn has_labels(&self) -> bool {
         self.labels().any(|label| label.is_some())
     }
@@ -96,35 +95,35 @@ pub struct PendingVectors<'a> {
     digest: Option<(&'a RunningDigest, u64)>,
 }
 
-/// The number of the first row of a range.
+/// Number of the first row of a range.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FirstRow {
     /// In the table.
     pub counted: usize,
-    /// In its file, which errors name.
+    /// Number within its file, for errors.
     pub in_file: usize,
 }
 
-/// How a file holds the numbers of its vectors.
+/// Number type of the vectors in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits.
     F32,
-    /// 16 bits: 11 significant bits, and numbers up to 65504.
+    /// 16 bits: 11 significant bits, and magnitudes up to 65504.
     F16,
 }
 
 impl Dtype {
-    /// Vectors of more numbers are written as [`Dtype::F16`] where nothing else is asked for.
+    /// Length of the longest vectors that are written as [`Dtype::F32`] by default.
     pub const LONGEST_F32: usize = 512;
 
-    /// The type in which vectors of this length are written where nothing else is asked for.
+    /// Returns the default type for vectors of this length.
     pub fn usual(dim: usize) -> Self {
         if dim > Self::LONGEST_F32 { Self::F16 } else { Self::F32 }
     }
 
-    /// The bytes of a number.
+    /// Returns the bytes of a number.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -132,7 +131,7 @@ impl Dtype {
         }
     }
 
-    /// Numbers as a file holds them, rounded to the nearest; one beyond the type's range becomes infinite.
+    /// Encodes numbers, rounded to nearest; a number beyond the type's range becomes infinite.
     pub fn encode(self, numbers: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
@@ -160,7 +159,7 @@ impl std::str::FromStr for Dtype {
 }
 
 impl<'a> PendingVectors<'a> {
-    /// Vectors in memory, from row `first` on.
+    /// Wraps vectors in memory, from row `first` on.
     pub(super) fn memory(features: &'a [f32], dim: usize, first: usize) -> Self {
         let first = FirstRow { counted: first, in_file: first };
         let vectors = Vectors { held: Held::Memory { features, dim }, first, unit: false };
@@ -218,7 +217,7 @@ pub fn read_ahead<I, R>(
 pub struct Vectors<'a> {
     held: Held<'a>,
     first: FirstRow,
-    /// Whether they are brought to unit length.
+    /// Whether to normalise them to unit length.
     unit: bool,
 }
 
@@ -229,14 +228,14 @@ enum Held<'a> {
 }
 
 impl Vectors<'_> {
-    /// The vectors of some rows, counted from the start of the table and checked as the format promises.
+    /// Returns the vectors of some rows, counted from the start of the table and checked against the format.
     ///
     /// # Errors
-    /// The first row that is not finite, or not of unit length where the table says so: by its file and its
-    /// number there.
+    /// If a row is not finite, or lacks unit length although the metadata says so: the first one, by its file
+    /// and its number there.
     ///
     /// # Panics
-    /// If a row is outside the range that was read.
+    /// If a row is outside the read range.
     pub fn rows(&self, rows: Range<usize>) -> Result<Cow<'_, [f32]>, TableError> {
         let (start, end) = (rows.start - self.first.counted, rows.end - self.first.counted);
         let row = self.first.in_file + start;
@@ -260,7 +259,7 @@ impl Vectors<'_> {
     }
 }
 
-/// The digest of a file, taken as its parts are read in order for another purpose.
+/// Digest of a file, computed while parts of it are read in order for another purpose.
 #[derive(Debug)]
 pub(super) struct RunningDigest {
     location: Location,
@@ -272,7 +271,7 @@ pub(super) struct RunningDigest {
 #[derive(Debug, Default)]
 struct Hashed {
     hasher: blake3::Hasher,
-    /// Bytes that the hasher has seen.
+    /// Number of bytes hashed.
     at: u64,
 }
 
@@ -281,14 +280,14 @@ impl RunningDigest {
         Self { location: location.clone(), bytes, expected, state: Mutex::default() }
     }
 
-    /// Takes bytes that were read at this offset.
+    /// Adds bytes that were read at this offset.
     fn add(&self, offset: u64, bytes: &Bytes) -> Result<(), TableError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if offset.saturating_sub(state.at) > GAP_BYTES {
             return Ok(());
         }
         self.read_to(&mut state, offset)?;
-        // Where a part is read again, it has been seen.
+        // Bytes of a part that is read again were already hashed.
         if let Some(rest) = usize::try_from(state.at - offset).ok().and_then(|seen| bytes.get(seen..)) {
             state.hasher.update(rest);
             state.at += rest.len() as u64;
@@ -296,7 +295,7 @@ impl RunningDigest {
         Ok(())
     }
 
-    /// Reads what has not been seen, and compares.
+    /// Reads the remaining bytes and compares the digest.
     pub(super) fn verify(&self) -> Result<(), TableError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.read_to(&mut state, self.bytes)?;
@@ -338,7 +337,7 @@ pub fn normalise(features: &mut [f32], dim: usize) {
     }
 }
 
-/// Checks what the format promises of vectors; `first` is the row of the first one.
+/// Checks vectors against the format; `first` is the row of the first one.
 pub(super) fn check_vectors(
     table: &str,
     meta: &TableMeta,
@@ -349,7 +348,7 @@ pub(super) fn check_vectors(
         return check_finite(table, meta.dim, first, features);
     }
     for (row, feature) in features.chunks_exact(meta.dim).enumerate() {
-        // In f32 it is quick, and good enough for rows that are clearly right.
+        // Fast in f32, and accurate enough for rows that are clearly valid.
         let quick = f64::from(square_length(feature)).sqrt();
         if (quick - 1.0).abs() < UNIT_TOLERANCE / 2.0 {
             continue;
@@ -363,9 +362,9 @@ pub(super) fn check_vectors(
     Ok(())
 }
 
-/// The first row that is not of unit length, with its length.
+/// Returns the first row without unit length, and its length.
 pub(super) fn first_not_of_unit_length(dim: usize, features: &[f32]) -> Option<(usize, f64)> {
-    // Where it is not a number, neither is the row.
+    // False for NaN too.
     let is_unit = |length: &f64| (length - 1.0).abs() <= UNIT_TOLERANCE;
     features.chunks_exact(dim).map(length).enumerate().find(|(_, length)| !is_unit(length))
 }
@@ -380,7 +379,7 @@ fn check_finite(table: &str, dim: usize, first: usize, features: &[f32]) -> Resu
     Err(TableError::NotFinite { table: table.into(), row: first + row })
 }
 
-/// The sum of squares, by partial sums that a CPU takes side by side.
+/// Returns the sum of squares, by partial sums that a CPU computes in parallel.
 fn square_length(feature: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0.0_f32; LANES];
@@ -393,7 +392,7 @@ fn square_length(feature: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>()
 }
 
-/// A range in parts of at most `longest`.
+/// Divides a range into parts of at most `longest`.
 pub(super) fn split(range: Range<usize>, longest: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(longest).map(move |start| start..(start + longest).min(end))

@@ -1,4 +1,4 @@
-//! The schema of a feature table: its columns, and the metadata that says what the features are.
+//! Schema of a feature table: its columns, and metadata that describes the features.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,61 +10,61 @@ use serde::{Deserialize, Serialize};
 use super::TableError;
 use super::rows::{IN_MEMORY, check_vectors};
 
-/// The version that this code writes and reads.
+/// Format version that this code writes and reads.
 const FORMAT_VERSION: &str = "1";
-/// What the names of the metadata's entries begin with.
+/// Prefix of the metadata's keys.
 const PREFIX: &str = "instdisc.";
 
-/// Where features come from.
+/// Origin of features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// The memory bank of a run.
+    /// Memory bank of a run.
     Bank,
     /// Images encoded by a checkpoint.
     #[default]
     Embedding,
 }
 
-/// What the features are.
+/// Metadata of the features in a table.
 ///
-/// Of a table that another program wrote, what its metadata does not name is read from the data (`dim`,
-/// `unit_length`, `classes`) or unknown: a digest, split or layer is then empty, the step 0.
+/// For a table of another program, missing entries are derived from the data (`dim`, `unit_length`,
+/// `classes`) or unknown: digests, split and layer are then empty, and the step is 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableMeta {
-    /// Where they come from.
+    /// Origin of the features.
     pub kind: Kind,
-    /// The layer of the encoder: `projection`, or the pooled feature's name.
+    /// Layer of the encoder: `projection`, or the pooled feature's name.
     pub layer: String,
-    /// The length of a vector.
+    /// Length of a vector.
     pub dim: usize,
-    /// The digest of the dataset whose instances these are.
+    /// Digest of the dataset that the instances belong to.
     pub dataset_digest: String,
-    /// The split.
+    /// Name of the split.
     pub split: String,
-    /// The digest of the split, which stays the same when another split is added to the dataset. Tables of
-    /// older versions have none.
+    /// Digest of the split, which does not change when another split is added to the dataset; `None` in
+    /// tables of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_digest: Option<String>,
-    /// The digest of the encoder's weights that made an embedding. A bank and older tables have none.
+    /// Digest of the encoder's weights, for an embedding; `None` in banks and older tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
-    /// What computed the features of an embedding: `cpu` or `cuda`. A bank and older tables have none.
+    /// Device that computed an embedding, `cpu` or `cuda`; `None` in banks and older tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// The type in which it computed: `f32`, `tf32`, `bf16` or `f16`.
+    /// Precision of that computation: `f32`, `tf32`, `bf16` or `f16`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
-    /// The training step of the bank or of the encoder.
+    /// Training step of the bank or of the encoder.
     pub step: u64,
-    /// Whether every row is of unit length.
+    /// Whether every row has unit length.
     pub unit_length: bool,
-    /// The names of the classes.
+    /// Names of the classes.
     pub classes: Vec<String>,
 }
 
 impl TableMeta {
-    /// The entries of the schema's metadata.
+    /// Returns the entries of the schema's metadata.
     pub fn to_metadata(&self) -> HashMap<String, String> {
         let plain = |value: serde_json::Value| match value {
             serde_json::Value::String(text) => text,
@@ -78,21 +78,20 @@ impl TableMeta {
         metadata
     }
 
-    /// Checks what the format promises of vectors: they are finite, and of unit length where the table says so. `first`
-    /// is the row of the first of them.
+    /// Checks that vectors are finite, and have unit length if the metadata says so. `first` is the row of
+    /// the first vector.
     ///
     /// # Errors
-    /// The first row that is wrong.
+    /// If a row is invalid, with the first one.
     pub fn check(&self, first: usize, vectors: &[f32]) -> Result<(), TableError> {
         check_vectors(IN_MEMORY, self, first, vectors)
     }
 
-    /// Why two tables are not of one dataset; `None` where their metadata agree.
+    /// Returns the reason why two tables do not belong to one dataset; `None` if their metadata agree.
     ///
-    /// A split that was added to the dataset later changes the dataset's digest but neither the digests of the
-    /// other splits nor their classes: where both tables know the digest of their split, splits and classes
-    /// are compared; otherwise the dataset's digests are. What another program's table leaves out is not
-    /// compared.
+    /// A split added later changes the dataset's digest, but neither the digests of other splits nor their
+    /// classes. So splits and classes are compared if both tables know the digest of their split, and the
+    /// datasets' digests otherwise. Entries that another program's table lacks are not compared.
     pub fn conflict(&self, other: &Self) -> Option<String> {
         let known = |a: &str, b: &str| !a.is_empty() && !b.is_empty();
         if self.dim != other.dim {
@@ -110,19 +109,19 @@ impl TableMeta {
             _ if known(a, b) => return Some(format!("they are of the datasets {a:.12}… and {b:.12}…")),
             _ => {}
         }
-        // Classes without names are their numbers.
+        // Classes without names are named by their numbers.
         let is_numbered =
             |classes: &[String]| classes.iter().enumerate().all(|(class, name)| *name == class.to_string());
         if is_numbered(&self.classes) || is_numbered(&other.classes) {
             return None;
         }
-        // Classes that came with a split added later follow those that were there.
+        // Classes from a split added later follow the existing ones.
         let differing = self.classes.iter().zip(&other.classes).find(|(a, b)| a != b);
         differing.map(|(a, b)| format!("their classes differ: `{a}` and `{b}` have the same number"))
     }
 
-    /// Whether the rows are those of this split of a dataset: by the split's digest, or in tables of older
-    /// versions by the dataset's.
+    /// Returns whether the rows belong to this split of a dataset: by the split's digest, or for tables of
+    /// older versions by the dataset's.
     pub fn is_of(&self, split_digest: &str, dataset_digest: &str) -> bool {
         match &self.split_digest {
             Some(own) => own == split_digest,
@@ -135,7 +134,7 @@ impl TableMeta {
 const NEEDED: [&str; 8] =
     ["kind", "layer", "dim", "dataset_digest", "split", "step", "unit_length", "classes"];
 
-/// The entries that the metadata of a schema has.
+/// Entries found in a schema's metadata.
 #[derive(Debug)]
 pub(super) struct NamedMeta {
     /// Whether this program, or one that knows the format, wrote the table.
@@ -157,7 +156,7 @@ fn entry<T: DeserializeOwned>(schema: &Schema, name: &str) -> Result<Option<T>, 
 }
 
 impl NamedMeta {
-    /// Reads the metadata; the error says which entry is wrong.
+    /// Reads the metadata; the error names the invalid entry.
     pub(super) fn of(schema: &Schema) -> Result<Self, String> {
         let version: Option<String> = entry(schema, "format_version")?;
         if let Some(version) = version.as_deref().filter(|version| *version != FORMAT_VERSION) {
@@ -185,8 +184,7 @@ impl NamedMeta {
         })
     }
 
-    /// The length of the vectors: that of those that were read, which the metadata must not contradict, else the
-    /// metadata's.
+    /// Returns the length of the vectors: as read, which the metadata must not contradict, or else from the metadata.
     pub(super) fn dim(&self, read: Option<usize>) -> Result<usize, String> {
         let dim = read.or(self.dim).filter(|dim| *dim > 0).ok_or("its vectors have no length")?;
         match self.dim {
@@ -197,7 +195,7 @@ impl NamedMeta {
         }
     }
 
-    /// Completes the metadata with what the data say.
+    /// Completes the metadata from the data.
     pub(super) fn complete(self, dim: usize, unit_length: bool, classes: usize) -> TableMeta {
         TableMeta {
             dim,
@@ -214,7 +212,7 @@ impl NamedMeta {
     }
 }
 
-/// The columns, for vectors of this length and type.
+/// Returns the columns for vectors of this length and type.
 pub(super) fn fields(dim: usize, value: DataType) -> Fields {
     let item = Arc::new(Field::new("item", value, false));
     Fields::from(vec![
@@ -225,7 +223,7 @@ pub(super) fn fields(dim: usize, value: DataType) -> Fields {
     ])
 }
 
-/// The schema of a table whose vectors have this type.
+/// Returns the schema of a table whose vectors have this type.
 pub(super) fn schema(meta: &TableMeta, value: DataType) -> Schema {
     Schema::new_with_metadata(fields(meta.dim, value), meta.to_metadata())
 }

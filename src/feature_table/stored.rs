@@ -1,9 +1,8 @@
-//! A feature table whose vectors stay in their file.
+//! Feature tables whose vectors remain in their file.
 //!
-//! Opening one reads the footer, ids and labels. Vectors and steps are read later, by ranges of rows, so a table of any
-//! size needs little memory. Arrow's `FileDecoder` is of no use for that: it takes whole blocks, and a block
-//! holds 64 Ki vectors. So [`find_batch`] takes the byte ranges of the columns from the block's message,
-//! which arrow parses.
+//! Opening a table reads footer, ids and labels. Vectors and steps are read later, by ranges of rows, so a table of any
+//! size needs little memory. Arrow's `FileDecoder` cannot do that: it reads whole blocks of 64 Ki vectors. So
+//! [`find_batch`] finds the byte ranges of the columns from the block's message, which arrow parses.
 
 use std::ops::Range;
 
@@ -24,23 +23,23 @@ use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, PendingRead, StorageError};
 
-/// Read from the end at once: as a rule the footer, with the names of a thousand classes.
+/// Bytes read from the end at first: usually the footer, with the names of a thousand classes.
 const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes before a message: a marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
 /// Reads under way while a table is opened, beside the one that is waited for.
 const READS_AHEAD: usize = 7;
-/// Rows whose ids and labels are read together: 1 MiB, so those of all reads under way are 8 MiB, and the
-/// column that is decoded 1 MiB.
+/// Rows whose ids and labels are read together: 1 MiB each, so pending reads take 8 MiB, and the column being
+/// decoded 1 MiB.
 const COLUMN_ROWS: usize = 1 << 16;
-/// The longest vector that Arrow's lists of a fixed length hold.
+/// Longest vector in an Arrow list of fixed length.
 const MOST_NUMBERS: usize = i32::MAX as usize;
 
-/// A table whose vectors are read by ranges of rows, as are its steps. Labels are in memory, 2 bytes a row,
-/// and ids that do not follow each other, 4 bytes a row.
+/// Table whose vectors and steps are read by ranges of rows. Labels are in memory, 2 bytes a row, and so are
+/// ids that are not consecutive, 4 bytes a row.
 #[derive(Debug)]
 pub struct StoredTable {
-    /// One after the other.
+    /// Files of the table, in the order of their rows.
     files: Vec<TableFile>,
     meta: TableMeta,
     values: Dtype,
@@ -49,37 +48,37 @@ pub struct StoredTable {
     batches: Vec<Batch>,
 }
 
-/// A file of a table.
+/// File of a table.
 #[derive(Debug)]
 struct TableFile {
     location: Location,
-    /// What errors call it.
+    /// Name of the file in errors.
     name: String,
-    /// Its digest, where that is known.
+    /// Digest of the file, if known.
     digest: Option<RunningDigest>,
-    /// The row of the table that is its first.
+    /// Row of the table at which the file starts.
     first_row: usize,
 }
 
-/// Where a record batch is in the file.
+/// Location of a record batch.
 #[derive(Clone, Debug)]
 struct Batch {
-    /// Its file.
+    /// Index of the file.
     file: usize,
     rows: Range<usize>,
-    /// Where its vectors begin.
+    /// Offset of the vectors.
     features: u64,
     ids: Column,
     labels: Column,
     steps: Column,
 }
 
-/// Where a column of 64-bit integers is in the file.
+/// Location of a column of 64-bit integers in the file.
 #[derive(Clone, Debug)]
 struct Column {
-    /// Where its validity begins, a bit a row; none where no row is null.
+    /// Offset of the validity, one bit per row; `None` if no row is null.
     validity: Option<u64>,
-    /// Where its values begin.
+    /// Offset of the values.
     values: u64,
 }
 
@@ -100,7 +99,7 @@ impl Column {
 /// Rows of a column that are being read.
 struct PendingColumn {
     validity: Option<PendingRead>,
-    /// The first row's bit.
+    /// Position of the first row's bit.
     first_bit: usize,
     values: PendingRead,
 }
@@ -115,17 +114,16 @@ impl PendingColumn {
     }
 }
 
-/// Opens a table to be read by ranges of rows: in its file where this program wrote it, else in memory, with what only
-/// tables of other programs have. `names` are those of [`FeatureTable::read_foreign`].
+/// Opens a table for reads by ranges of rows: in its file if this program wrote it, else in memory, with
+/// further data of other programs' tables. `names` are those of [`FeatureTable::read_foreign`].
 ///
 /// # Errors
-/// The first thing that is wrong, with the row or column that it is about; with `names`,
-/// [`TableError::Empty`] without rows.
+/// If the table is invalid, with the first faulty row or column; with `names`, [`TableError::Empty`] without rows.
 pub fn open_table(
     location: &Location,
     names: Option<&ColumnNames>,
 ) -> Result<(Box<dyn Table>, Option<Foreign>), TableError> {
-    // The reader of whole tables takes tables of other programs, and says what is wrong with a damaged one.
+    // The reader of whole tables accepts those of other programs, and describes damage.
     let (table, foreign): (Box<dyn Table>, _) = match open_file(location) {
         Ok(Some(file)) => (Box::new(StoredTable::of_files(vec![(location.clone(), None, file)])?), None),
         Ok(None) | Err(TableError::Malformed { .. } | TableError::NotATable { .. }) => {
@@ -141,11 +139,11 @@ pub fn open_table(
 }
 
 impl StoredTable {
-    /// Opens a table and checks everything but its vectors, which are checked as they are read.
+    /// Opens a table and checks everything but its vectors, which are checked when read.
     ///
     /// # Errors
-    /// The first thing that is wrong, with the row that it is about; also where another program wrote the
-    /// table, which [`open_table`] takes.
+    /// If the table is invalid, with the first faulty row, or if another program wrote it; [`open_table`]
+    /// accepts those.
     pub fn open(location: &Location) -> Result<Self, TableError> {
         Self::open_all([(location.clone(), None)])
     }
@@ -154,10 +152,10 @@ impl StoredTable {
     /// [`Table::verify`] compares the bytes that were read with them.
     ///
     /// # Errors
-    /// As [`StoredTable::open`]; also if the files are not parts of one table.
+    /// As [`StoredTable::open`], and if the files are not parts of one table.
     ///
     /// # Panics
-    /// If there is no file.
+    /// If `files` is empty.
     pub fn open_all(files: impl IntoIterator<Item = (Location, Option<Digest>)>) -> Result<Self, TableError> {
         let open = |(location, digest): (Location, Option<Digest>)| match open_file(&location)? {
             Some(file) => Ok((location, digest, file)),
@@ -169,19 +167,19 @@ impl StoredTable {
         Self::of_files(files.into_iter().map(open).collect::<Result<_, _>>()?)
     }
 
-    /// How its files hold the numbers.
+    /// Returns the number type of the vectors in the files.
     pub fn dtype(&self) -> Dtype {
         self.values
     }
 
-    /// Names the digest of the rows' split, where the table does not.
+    /// Sets the digest of the rows' split, if the table lacks it.
     #[must_use]
     pub fn with_split_digest(mut self, digest: &str) -> Self {
         self.meta.split_digest.get_or_insert_with(|| digest.to_owned());
         self
     }
 
-    /// The batch that holds these rows.
+    /// Returns the batch that contains these rows.
     fn batch_of(&self, rows: &Range<usize>) -> &Batch {
         let holds = |batch: &&Batch| batch.rows.start <= rows.start && rows.end <= batch.rows.end;
         self.batches.iter().find(holds).expect("the rows are one of the table's ranges")
@@ -240,7 +238,7 @@ impl StoredTable {
     }
 }
 
-/// What the footer of a file says, and its batches, counted from row 0.
+/// Contents of a file's footer, and its batches, counted from row 0.
 struct OpenFile {
     meta: TableMeta,
     values: Dtype,
@@ -248,8 +246,7 @@ struct OpenFile {
     batches: Vec<Batch>,
 }
 
-/// Reads the footer of a file; none where it does not have the columns and metadata that this program writes,
-/// uncompressed.
+/// Reads the footer of a file; `None` without the columns and metadata that this program writes, uncompressed.
 fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
     let name = location.to_string();
     let malformed = |source: ArrowError| TableError::Malformed { table: name.clone(), source };
@@ -325,7 +322,7 @@ fn find_batch(
     if nodes.len() != 5 || nodes.iter().take(3).any(|node| node.null_count() != 0) {
         return Err(wrong("an id or a feature is null"));
     }
-    // Each has a validity and values; a list has a validity alone.
+    // Each node has a validity and values; a list has only a validity.
     if buffers.len() != 9 {
         return Err(wrong("a batch has other columns"));
     }
@@ -341,7 +338,7 @@ fn find_batch(
     };
     let validity = |at: usize, node: usize| {
         let has_nulls = nodes.get(node).null_count() != 0;
-        // Without nulls there may be bits, and they may be too few.
+        // Without nulls the validity may exist but be too short.
         let found = start(at, Some(if has_nulls { rows.div_ceil(8) } else { 0 }))?;
         Ok::<_, ArrowError>(has_nulls.then_some(found))
     };
@@ -356,12 +353,12 @@ fn find_batch(
     }))
 }
 
-/// The instance of each row. Those of a whole split follow each other, and take no memory.
+/// Instances of all rows. Those of a whole split are consecutive and take no memory.
 #[derive(Debug)]
 enum Ids {
-    /// From one on.
+    /// Consecutive ids.
     Run { first: u32, rows: usize },
-    /// Others, such as those of a sample.
+    /// Any other ids, such as those of a sample.
     Listed(Vec<InstanceId>),
 }
 
@@ -383,7 +380,7 @@ impl Ids {
         }
     }
 
-    /// Adds the id of the next row; a list gets room for all `total` at once, as one that grows doubles.
+    /// Appends the id of the next row. Lists reserve space for all `total` rows at once instead of doubling.
     fn push(&mut self, id: InstanceId, total: usize) {
         match self {
             Self::Run { rows: 0, .. } => *self = Self::Run { first: id.0, rows: 1 },
@@ -458,7 +455,7 @@ mod tests {
         let opened = |table: &FeatureTable| {
             table.write(&location).expect("written");
             let StoredTable { ids, labels, .. } = StoredTable::open(&location).expect("opened");
-            // And a bit a row, as some rows have none.
+            // Plus a bit per row, as some rows have no label.
             assert!(labels.get_buffer_memory_size() <= 2 * 100_000 + 100_000 / 8 + 128);
             ids
         };

@@ -1,4 +1,4 @@
-//! A feature table in memory: read, checked, and written.
+//! Feature tables in memory: reading, checking, writing.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -15,55 +15,55 @@ use super::writer::{RowColumns, TableWriter};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, Published};
 
-/// A feature table in memory.
+/// Feature table in memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureTable {
-    /// What the features are.
+    /// Metadata of the features.
     pub meta: TableMeta,
-    /// `[rows]`: the instance of each row.
+    /// `[rows]`: instance of each row.
     pub ids: Vec<InstanceId>,
-    /// `[rows]`: its class, where it has one.
+    /// `[rows]`: class of each row, if it has one.
     pub labels: Vec<Option<ClassId>>,
     /// `[rows]`: in a bank, the training step that last wrote the row.
     pub updated_step: Vec<Option<u64>>,
-    /// `[rows * dim]`: row after row.
+    /// `[rows * dim]`: vectors, row after row.
     pub features: Vec<f32>,
 }
 
-/// A table as `inspect` prints it.
+/// Summary of a table, as `inspect` prints it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TableSummary {
     /// Always `feature_table`.
     pub kind: &'static str,
-    /// What the features are.
+    /// Metadata of the features.
     pub table: TableMeta,
-    /// The number of rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Rows with a label.
+    /// Number of rows with a label.
     pub labelled: usize,
-    /// In a bank, the rows that no step has written yet.
+    /// Number of rows that no step has written yet, in a bank.
     pub never_updated: Option<usize>,
-    /// In a bank, the mean age of the other rows, in steps.
+    /// Mean age of the other rows in steps, in a bank.
     pub mean_age_steps: Option<f64>,
 }
 
 impl FeatureTable {
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether the table has no rows.
+    /// Returns whether the table has no rows.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The vector of a row.
+    /// Returns the vector of a row.
     pub fn feature(&self, row: usize) -> &[f32] {
         &self.features[row * self.meta.dim..][..self.meta.dim]
     }
 
-    /// The table as `inspect` prints it.
+    /// Returns a summary of the table.
     pub fn summary(&self) -> TableSummary {
         let updated: Vec<u64> = self.updated_step.iter().filter_map(|&step| step).collect();
         let is_bank = self.meta.kind == Kind::Bank;
@@ -79,7 +79,7 @@ impl FeatureTable {
         }
     }
 
-    /// The table itself where its rows are of unit length, else a copy with rows that are.
+    /// Returns the table with rows of unit length: itself if its rows have that, else a normalised copy.
     pub fn at_unit_length(&self) -> Cow<'_, Self> {
         if self.meta.unit_length {
             return Cow::Borrowed(self);
@@ -90,22 +90,21 @@ impl FeatureTable {
         Cow::Owned(copy)
     }
 
-    /// Checks what the format promises of the vectors: they are finite, and of unit length where the table
-    /// says so.
+    /// Checks that vectors are finite, and have unit length if the metadata says so.
     ///
     /// # Errors
-    /// The first row that is wrong.
+    /// If a row is invalid, with the first one.
     pub fn check(&self) -> Result<(), TableError> {
         self.meta.check(0, &self.features)
     }
 
-    /// Makes one table of those of several files, given with their names.
+    /// Concatenates the tables of several files, given with their names.
     ///
     /// # Errors
     /// If the files are not parts of one table.
     ///
     /// # Panics
-    /// If there is no file.
+    /// If there are no files.
     pub fn join<E: From<TableError>>(
         files: impl IntoIterator<Item = Result<(String, Self), E>>,
     ) -> Result<Self, E> {
@@ -134,16 +133,16 @@ impl FeatureTable {
         Ok(whole)
     }
 
-    /// Reads a table and checks everything that the format promises. Tables of other programs are taken too:
-    /// an Arrow IPC file or stream or a Parquet file that holds the format's ids and vectors without nulls.
+    /// Reads a table and checks it against the format. Accepts tables of other programs too: an Arrow IPC
+    /// file or stream or a Parquet file with the format's ids and vectors, without nulls.
     ///
     /// # Errors
-    /// The first thing that is wrong, with the row or column that it is about.
+    /// If the table is invalid, with the first faulty row or column.
     pub fn read(location: &Location) -> Result<Self, TableError> {
         Ok(Self::read_foreign(location, None)?.0)
     }
 
-    /// Reads a table from the bytes of its file, which errors call `table`.
+    /// Reads a table from the bytes of its file; `table` is its name in errors.
     ///
     /// # Errors
     /// As [`FeatureTable::read`].
@@ -151,7 +150,7 @@ impl FeatureTable {
         Ok(of_bytes(table, bytes, None)?.0)
     }
 
-    /// Publishes the table, whole or not at all.
+    /// Publishes the table atomically.
     ///
     /// # Errors
     /// If the store fails.

@@ -6,7 +6,7 @@ use super::*;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, PublishMode};
 
-/// What a table of split `train` of a dataset `d` says of itself after a step, without classes.
+/// Returns the metadata of a table of split `train` of a dataset `d` after a step, without classes.
 pub(crate) fn meta(kind: Kind, dim: usize) -> TableMeta {
     TableMeta {
         kind,
@@ -44,7 +44,7 @@ fn read_error(table: &FeatureTable) -> TableError {
     FeatureTable::read(&location).expect_err("wrong")
 }
 
-/// Some rows of a table.
+/// Selects some rows of a table.
 fn part(table: &FeatureTable, rows: Range<usize>) -> FeatureTable {
     let dim = table.meta.dim;
     FeatureTable {
@@ -99,7 +99,7 @@ fn a_table_of_16_bit_numbers_is_read_by_every_reader() {
     for longest in [7, 1000] {
         assert_eq!(read_in_ranges(&stored, longest).expect("read"), expected.features);
     }
-    // A part of a range.
+    // Part of a range.
     let vectors = stored.start_read(320..340).finish().expect("read");
     assert_eq!(&*vectors.rows(321..323).expect("rows"), &expected.features[642..646]);
     let other = Location::from_path(&dir.path().join("other.arrow")).expect("a location");
@@ -156,7 +156,7 @@ fn the_summary_tells_the_age_of_the_rows() {
     assert_eq!((summary.never_updated, summary.mean_age_steps), (Some(2), Some(7.0)));
 }
 
-/// With INSTDISC_UPDATE_SCHEMAS=1 in the environment, the file is written instead.
+/// With INSTDISC_UPDATE_SCHEMAS=1 in the environment, the test writes the file instead.
 #[test]
 fn the_schema_file_is_that_of_the_code() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/feature_table.txt");
@@ -166,7 +166,7 @@ fn the_schema_file_is_that_of_the_code() {
     assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
 }
 
-/// That a table has the ids, labels and steps of another.
+/// Checks that a table has the ids, labels and steps of another.
 fn assert_columns(table: &dyn Table, whole: &FeatureTable) {
     assert_eq!(table.ids().collect::<Vec<_>>(), whole.ids);
     assert_eq!(table.labels().collect::<Vec<_>>(), whole.labels);
@@ -182,7 +182,7 @@ fn ids_that_follow_each_other_and_others_are_those_of_the_file() {
     let (_dir, location) = location();
     let mut whole = table(50_000);
     whole.meta.kind = Kind::Embedding;
-    // From another than 0 on; with a gap; up to the last possible one; falling.
+    // Ids from another number than 0 on; with a gap; up to the largest; descending.
     let orders: [fn(u32) -> u32; 4] = [
         |row| row + 7,
         |row| row + u32::from(row > 40_000),
@@ -206,14 +206,14 @@ fn a_label_beyond_the_classes_is_named_with_its_row() {
     let expected = format!("{location} row 30001: label 2 is out of range, expected -1 or a class below 2");
     assert_eq!(FeatureTable::read(&location).expect_err("refused").to_string(), expected);
     assert_eq!(StoredTable::open(&location).expect_err("refused").to_string(), expected);
-    // Beyond what a label can count, whatever the table says.
+    // Beyond the range of a label, whatever the metadata says.
     let error = columns::label_of("t.arrow", 7, Some(69_999), 70_000).expect_err("refused");
     let expected = "t.arrow row 7: label 69999 is out of range, expected -1 or a class below 65536, as a table \
                     has that many classes at most";
     assert_eq!(error.to_string(), expected);
 }
 
-/// All vectors of a table, read in ranges of at most `longest` rows.
+/// Reads all vectors of a table, in ranges of at most `longest` rows.
 fn read_in_ranges(table: &dyn Table, longest: usize) -> Result<Vec<f32>, TableError> {
     let mut features = Vec::new();
     for range in table.ranges(longest) {
@@ -252,12 +252,12 @@ fn a_table_that_is_cut_is_refused() {
         assert!(matches!(FeatureTable::read(&location), Err(TableError::Malformed { .. })), "{cut}");
         assert!(matches!(StoredTable::open(&location), Err(TableError::Malformed { .. })), "{cut}");
     }
-    // The end is there, the rows before it are not.
+    // The end of the file exists, the rows before it do not.
     location.publish(bytes.slice(5000..), PublishMode::Overwrite).expect("cut");
     assert!(StoredTable::open(&location).is_err());
 }
 
-/// The locations of two files in a folder.
+/// Returns the locations of two files in a folder.
 fn two_locations() -> (tempfile::TempDir, [Location; 2]) {
     let dir = tempfile::tempdir().expect("a folder");
     let files = ["first.arrow", "second.arrow"]
@@ -302,7 +302,7 @@ fn every_column_of_two_files_is_as_it_was_written() {
     whole.meta.classes = (0..=u16::MAX).map(|class| class.to_string()).collect();
     // The ids of the second file do not follow those of the first.
     whole.ids[70_040..].iter_mut().for_each(|id| id.0 += 5);
-    // In the longest batch, the first null is in none of the rows that are read first.
+    // In the longest batch, the first null is not among the rows that are read first.
     for row in 0..66_003 {
         whole.labels[row] = Some(ClassId((7 * row % 65_536) as u16));
         whole.updated_step[row] = Some(row as u64);
@@ -313,7 +313,7 @@ fn every_column_of_two_files_is_as_it_was_written() {
     assert!(
         whole.labels[66_003..70_000].contains(&None) && whole.updated_step[66_003..70_000].contains(&None)
     );
-    // One batch among others has no rows.
+    // One of several batches has no rows.
     let batches = [vec![0..70_000, 70_000..70_000, 70_000..70_040], vec![70_040..70_073, 70_073..70_110]];
     for (file, batches) in files.iter().zip(batches) {
         let mut writer = TableWriter::start(file, &whole.meta, Dtype::F32).expect("started");
@@ -323,7 +323,7 @@ fn every_column_of_two_files_is_as_it_was_written() {
     let stored = StoredTable::open_all(files.clone().map(|file| (file, None))).expect("opened");
     assert_columns(&stored, &whole);
     assert_eq!(read_in_ranges(&stored, 1000).expect("read"), whole.features);
-    // Starts within a batch and a byte of its validity.
+    // Starts within a batch and within a byte of its validity.
     for rows in [65_999..66_100, 70_003..70_040, 70_045..70_073] {
         let expected = part(&whole, rows.clone());
         assert_eq!(stored.updated_steps(rows.clone()).expect("read"), expected.updated_step);
@@ -350,7 +350,7 @@ mod foreign {
     use super::*;
     use crate::failure::Failure;
 
-    /// What another program may write: other names and types, lists, nullable fields, no metadata.
+    /// Variations of other programs: names and types, lists, nullable fields, no metadata.
     fn columns(rows: usize) -> Vec<(&'static str, ArrayRef)> {
         let plain = table(rows);
         let item = Arc::new(Field::new("element", DataType::Float64, true));
@@ -404,7 +404,7 @@ mod foreign {
         Ok(of_bytes("x", bytes, Some(names))?.0)
     }
 
-    /// The files of a batch in every form that is read.
+    /// Returns the files of a batch in every supported format.
     fn forms(batch: &RecordBatch) -> Vec<Bytes> {
         vec![
             file(batch, None),
@@ -495,7 +495,7 @@ mod foreign {
         }
     }
 
-    /// Ids and classes that are text, the classes by a dictionary, and lists of labels.
+    /// Returns text ids, text classes in a dictionary, and lists of labels.
     fn with_texts(rows: usize) -> Vec<(&'static str, ArrayRef)> {
         let classes =
             (0..rows).map(|row| if row % 5 == 4 { None } else { Some(["dog", "cat", "ant"][row % 3]) });
@@ -535,7 +535,7 @@ mod foreign {
             assert_eq!(table.ids, (0..40).map(InstanceId).collect::<Vec<_>>());
             let about = "40 rows, vectors of 2 Float64 of `emb`, 3 class names of `class`, ids of `path`";
             assert_eq!(foreign.about, about);
-            // Other commands than `knn` make no guess.
+            // Commands other than `knn` make no guess.
             let error = FeatureTable::from_bytes("x", bytes).expect_err("no columns of the format");
             assert!(error.to_string().contains("column `instance_id` is missing"), "{error}");
         }
@@ -572,7 +572,7 @@ mod foreign {
         assert!(error.contains("column `tags` holds -1 in row 2"), "{error}");
     }
 
-    /// A stream may replace a dictionary, and a table comes in batches.
+    /// A stream may replace a dictionary between the batches of a table.
     #[test]
     fn batches_with_other_dictionaries_are_one_table() {
         let whole = batch(with_texts(30));
@@ -630,27 +630,27 @@ mod foreign {
         let all = ColumnNames { label: name("target"), ..id };
         let (_, foreign) = read_foreign(parquet(&batch(several.clone())), &all);
         assert_eq!(foreign.labels, ForeignLabels::Numbers);
-        // An empty name leaves ids and labels out, and a column that is given has no second role.
+        // An empty name omits ids and labels, and an explicitly named column has no second role.
         let none = ColumnNames { id: name(""), label: name(""), ..all.clone() };
         let (_, foreign) = read_foreign(parquet(&batch(several.clone())), &none);
         assert_eq!((foreign.rows, foreign.labels), (RowNames::Unnamed, ForeignLabels::None));
         let given = ColumnNames { id: None, label: name("path"), vector: name("emb2") };
         let (table, foreign) = read_foreign(parquet(&batch(several.clone())), &given);
         assert_eq!((table.meta.classes.len(), foreign.rows), (4, RowNames::Ids));
-        // A column with the format's name is the one that is meant.
+        // A column with the format's name takes precedence.
         several[2].0 = "feature";
         several[3].0 = "label";
         several[1].0 = "instance_id";
         let (table, foreign) = read_foreign(parquet(&batch(several.clone())), &ColumnNames::default());
         assert_eq!((table.meta.classes.len(), foreign.rows), (3, RowNames::Ids));
-        // Without ids the rows are numbered; a table needs vectors.
+        // Without ids the rows are numbered; without vectors a table is invalid.
         let (_, foreign) = read_foreign(parquet(&batch(columns(4))), &ColumnNames::default());
         assert_eq!((foreign.rows, foreign.labels), (RowNames::Unnamed, ForeignLabels::None));
         let expected = "x: not a feature table: no column holds lists of float16, float32 or float64, it has \
                         `text` of Utf8, `pk` of UInt32";
         assert_eq!(refused(&batch(columns(4)[..2].to_vec())), expected);
         assert_eq!(refused(&batch(columns(0))), "x: the table has no rows");
-        // A label is two bytes.
+        // A label takes two bytes.
         let rows = MOST_CLASSES + 5;
         let names: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("c{row}"))));
         let (item, ones) = (Field::new("item", DataType::Float64, true), Float64Array::from(vec![1.0; rows]));
@@ -662,7 +662,7 @@ mod foreign {
         assert_eq!(refused(&many), expected);
     }
 
-    /// Bytes from a generator that needs no state: the same in every run.
+    /// Bytes from a stateless generator: the same in every run.
     fn damaged(bytes: &Bytes, round: u64) -> Bytes {
         let mut stream = crate::rng::Stream::new(round, crate::rng::Purpose::Test, 0, 0);
         let mut damaged = bytes.to_vec();
@@ -720,7 +720,7 @@ fn tables_of_one_dataset_fit_whatever_was_added_to_it_later() {
     assert!(fits(&meta("after", "train", Some("t"), &["a", "b"])));
     assert!(!fits(&meta("after", "train", Some("other"), &["a", "b"])));
     assert!(!fits(&meta("after", "val", Some("v"), &["b", "a"])));
-    // Tables of older versions know the dataset alone; those of other programs may know nothing.
+    // Tables of older versions know only the dataset; those of other programs may know nothing.
     assert!(fits(&meta("before", "val", None, &["a", "b"])));
     assert!(!fits(&meta("after", "val", None, &["a", "b"])));
     assert!(fits(&meta("", "", None, &["0", "1"])));
@@ -738,7 +738,7 @@ fn the_digest_of_a_stored_table_is_that_of_all_its_bytes() {
         assert_eq!(read_in_ranges(&whole, longest).expect("read"), written.features);
         whole.verify().expect("the same bytes");
     }
-    // Some rows, none, and all out of order.
+    // Some rows, no rows, and all rows out of order.
     open().verify().expect("the same bytes");
     let some = open();
     let ranges = some.ranges(9_000);
@@ -755,7 +755,7 @@ fn the_digest_of_a_stored_table_is_that_of_all_its_bytes() {
     }
 }
 
-/// The schema as text, as `schemas/feature_table.txt` holds it.
+/// Returns the schema as text, as in `schemas/feature_table.txt`.
 fn schema_text() -> String {
     let mut text = String::from("Feature table, version 1: an Arrow IPC file\n\ncolumns\n");
     for field in &schema::fields(128, DataType::Float32) {

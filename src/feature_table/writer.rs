@@ -1,7 +1,7 @@
-//! Writes a table as its rows come, in memory that does not grow with them.
+//! Writer of tables whose rows arrive over time, with constant memory.
 //!
-//! The table appears at its place, whole, when [`TableWriter::finish`] succeeds. A writer that is dropped before leaves
-//! nothing.
+//! The table appears at its location as a whole when [`TableWriter::finish`] succeeds. A writer that is
+//! dropped earlier leaves nothing.
 
 use std::fmt;
 use std::io::BufWriter;
@@ -22,15 +22,15 @@ use crate::storage::{Location, Published, Upload};
 
 /// Rows of a record batch: 32 MiB of features at 128 numbers a row.
 const BATCH_ROWS: usize = 1 << 16;
-/// Bytes of a record batch's vectors where these are longer than [`Dtype::LONGEST_F32`].
+/// Bytes of vectors in a record batch, if these are longer than [`Dtype::LONGEST_F32`].
 const BATCH_BYTES: usize = 8 << 20;
 
-/// What rows have beside their vectors.
+/// Columns of rows besides their vectors.
 #[derive(Clone, Copy, Debug)]
 pub struct RowColumns<'a> {
-    /// `[rows]`: the instance of each row.
+    /// `[rows]`: instance of each row.
     pub ids: &'a [InstanceId],
-    /// `[rows]`: its class, where it has one.
+    /// `[rows]`: class of each row, if it has one.
     pub labels: &'a [Option<ClassId>],
     /// `[rows]`: in a bank, the training step that last wrote the row.
     pub updated_steps: &'a [Option<u64>],
@@ -49,7 +49,7 @@ impl RowColumns<'_> {
     }
 }
 
-/// A table that is being written.
+/// Table that is being written.
 pub struct TableWriter {
     location: Location,
     schema: Arc<Schema>,
@@ -68,7 +68,7 @@ impl TableWriter {
     /// Starts a table with vectors of this type.
     ///
     /// # Errors
-    /// If the store refuses.
+    /// If the store fails.
     pub fn start(location: &Location, meta: &TableMeta, dtype: Dtype) -> Result<Self, TableError> {
         let value = dtype.of_arrow();
         let schema = Arc::new(schema(meta, value.clone()));
@@ -77,7 +77,7 @@ impl TableWriter {
         Ok(Self { location: location.clone(), schema, dim: meta.dim, value, writer })
     }
 
-    /// The rows of a record batch of such vectors.
+    /// Returns the number of rows in a record batch of such vectors.
     pub fn batch_rows(dim: usize, dtype: Dtype) -> usize {
         if dim <= Dtype::LONGEST_F32 {
             return BATCH_ROWS;
@@ -85,7 +85,7 @@ impl TableWriter {
         (BATCH_BYTES / (dim * dtype.bytes())).clamp(1, BATCH_ROWS)
     }
 
-    /// Adds rows as one record batch. `values` has their numbers in the table's type, little-endian.
+    /// Appends rows as one record batch. `values` are their numbers in the table's type, little-endian.
     ///
     /// # Errors
     /// If the store fails.
@@ -113,8 +113,8 @@ impl TableWriter {
         RecordBatch::try_new(Arc::clone(&self.schema), columns)
     }
 
-    /// Publishes a whole table in f32, whole or not at all. `vectors` gives those of a range of rows, of at most
-    /// 65,536 in turn: all of them need not be in memory at once.
+    /// Publishes a whole table in f32, atomically. `vectors` returns the vectors of a range of rows; it is called with
+    /// successive ranges of at most 65,536 rows, so that not all vectors must be in memory at once.
     ///
     /// # Shape
     /// `vectors(rows)`: `[rows * dim]`, row after row

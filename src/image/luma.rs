@@ -1,4 +1,4 @@
-//! The brightness of an image alone: the cheapest look at it that reads every coefficient.
+//! Luma of an image: the cheapest check that reads every coefficient.
 
 use std::cell::RefCell;
 
@@ -7,31 +7,31 @@ use super::formats::jpeg;
 use super::guard;
 use super::{Colour, DecodedImage, Format, Header, ImageError, Limits, decode, probe};
 
-/// Larger images are left to libjpeg: the decoder's buffers are kept, one for each thread.
+/// Maximum number of pixels; larger images are left to libjpeg, since each thread keeps the decoder's buffers.
 const MOST_KEPT_PIXELS: usize = 1 << 24;
 
 thread_local! {
     static DECODER: RefCell<Option<Box<BaselineDecoder>>> = RefCell::default();
 }
 
-/// The brightness of an image.
+/// Luma of an image.
 ///
 /// Invariant: `values` holds `height * width` bytes, row after row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Luma {
-    /// Columns.
+    /// Number of columns.
     pub width: u32,
-    /// Rows.
+    /// Number of rows.
     pub height: u32,
-    /// 0 is black.
+    /// Values; 0 is black.
     pub values: Vec<u8>,
 }
 
-/// Checks an image as [`super::decode`] does, with the decoder and the pixel format that will decode it. Gives its
-/// brightness, and the entry points of a baseline JPEG, by which a region of it is decoded without the rest.
+/// Checks an image as [`super::decode`] does, with the decoder and the pixel format that will decode it. Returns its
+/// luma, and the entry points of a baseline JPEG, with which a region is decoded without the rest.
 ///
-/// Of a whole baseline JPEG every coefficient is read, but no colours are made; an error of any other JPEG is in
-/// libjpeg's words.
+/// Of a whole baseline JPEG every coefficient is read, but no colours are computed. Errors of any other JPEG have
+/// libjpeg's text.
 ///
 /// # Errors
 /// As [`super::decode`].
@@ -50,13 +50,13 @@ pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma, Option<Vec<
     Ok((header, Luma { width: header.width, height: header.height, values }, entry_points))
 }
 
-/// The entry points of an image that was checked, as [`check`] gives them; no pixel is made.
+/// Finds the entry points of an image that was checked, equal to those of [`check`], without computing pixels.
 pub fn entry_points(bytes: &[u8]) -> Option<Vec<u8>> {
     let found = guard(Format::Jpeg.name(), || Ok(with_decoder(bytes, BaselineDecoder::entry_points)));
     found.ok().flatten()
 }
 
-/// Whether [`check`] gives what libjpeg alone would give, word for word.
+/// Returns whether the result of [`check`] equals that of libjpeg alone, including the error's text.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_is_libjpegs(bytes: &[u8], limits: &Limits) -> bool {
     match (check(bytes, limits), probe(bytes)) {
@@ -68,7 +68,7 @@ pub(crate) fn check_is_libjpegs(bytes: &[u8], limits: &Limits) -> bool {
     }
 }
 
-/// `None` also for a file that is not a baseline JPEG, and for a huge one.
+/// Calls `work` with this thread's decoder; `None` also for a file that is not a baseline JPEG, and for a huge one.
 fn with_decoder<T>(
     bytes: &[u8],
     work: impl FnOnce(&mut BaselineDecoder, &[u8], &Frame) -> Option<T>,
@@ -176,7 +176,7 @@ mod tests {
             assert!(baseline_luma(&changed).is_none());
             assert_eq!(check(&changed, &Limits::default()).is_ok(), accepted);
         }
-        // Behind the end anything may come.
+        // Any bytes may follow the end.
         let mut behind = file.clone();
         behind.extend_from_slice(b"more");
         assert_eq!(baseline_luma(&behind), baseline_luma(&file));
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn tables_with_symbols_that_no_encoder_writes_are_left_to_libjpeg() {
         let first = include_bytes!("../../tests/golden/run_without_value.jpg");
-        // Before the file the fuzzer's input has a byte that chooses how it is looked at.
+        // The fuzzer's input has a byte before the file, which chooses the options of the check.
         let second = &include_bytes!("../../fuzz/findings/image-subsampled")[1..];
         for file in [&first[..], second] {
             assert!(baseline_luma(file).is_none());

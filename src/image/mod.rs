@@ -1,9 +1,9 @@
 //! Images: encoded bytes to RGB pixels and back.
 //!
-//! What a file is, its content decides, never its name. Pixels come out as Pillow's `convert("RGB")` gives
-//! them: grey is repeated, CMYK is converted, alpha is dropped without blending. The size is read from the header and
-//! checked before any pixel is allocated. [`ExifOrientation`] decides whether EXIF's orientation is applied. A decoder
-//! that panics rejects its image. docs/formats.md has what differs from Pillow.
+//! The content of a file decides its format, never its name. Pixels equal those of Pillow's `convert("RGB")`: grey is
+//! repeated, CMYK is converted, alpha is dropped without blending. The size is read from the header and checked before
+//! any pixel is allocated. [`ExifOrientation`] decides whether EXIF orientation is applied. A decoder that panics
+//! rejects its image. docs/formats.md lists the differences from Pillow.
 
 mod baseline;
 mod formats;
@@ -27,55 +27,55 @@ pub use orientation::{ExifOrientation, Orientation};
 pub use region::fuzzing;
 pub use region::{Encoded, Planes, RegionDecoder};
 
-/// An image cannot be read or written; the text is the reason that a report shows.
+/// Error from reading or writing an image; the text is the reason in reports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// No bytes.
+    /// The file has no bytes.
     #[error("the file is empty")]
     Empty,
-    /// Bytes of no known kind.
+    /// The bytes are of no known kind.
     #[error("the file is not an image of a known kind")]
     UnknownFormat,
-    /// An image, but of a kind that is not decoded.
+    /// The file is an image of a kind that is not decoded.
     #[error("{kind} is not supported")]
     Unsupported {
-        /// What the file is.
+        /// Kind of the file.
         kind: &'static str,
     },
-    /// Something else under the name of an image.
+    /// The file is something else under the name of an image.
     #[error("the file is {kind}, not an image")]
     NotAnImage {
-        /// What the file is, with its article.
+        /// Kind of the file, with its article.
         kind: &'static str,
     },
-    /// More pixels than allowed.
+    /// The image has more pixels than allowed.
     #[error("{width}x{height} pixels are more than the limit of {limit}")]
     TooLarge {
-        /// Columns.
+        /// Number of columns.
         width: u32,
-        /// Rows.
+        /// Number of rows.
         height: u32,
-        /// The most pixels allowed.
+        /// Maximum number of pixels.
         limit: u64,
     },
     /// The header or the pixels are broken or cut.
     #[error("{format}: {reason}")]
     Corrupt {
-        /// What the file is.
+        /// Format of the file.
         format: &'static str,
-        /// The decoder's words.
+        /// Text of the decoder.
         reason: String,
     },
     /// The image cannot be encoded.
     #[error("cannot be encoded: {reason}")]
     Encode {
-        /// The encoder's words.
+        /// Text of the encoder.
         reason: String,
     },
 }
 
 impl ImageError {
-    /// The kind of reason, for counting.
+    /// Returns the kind of reason, for counting.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -89,10 +89,10 @@ impl ImageError {
     }
 }
 
-/// What is accepted.
+/// Limits of the images that are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// An image with more pixels is rejected: a guard against decompression bombs.
+    /// Maximum number of pixels of an image: a guard against decompression bombs.
     pub max_pixels: u64,
 }
 
@@ -111,28 +111,28 @@ impl Limits {
     }
 }
 
-/// The kinds of files that are read.
+/// File formats that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Baseline or progressive.
+    /// JPEG, baseline or progressive.
     Jpeg,
-    /// 1 to 16 bits, with or without palette and alpha.
+    /// PNG of 1 to 16 bits, with or without palette and alpha.
     Png,
-    /// The first frame.
+    /// GIF, of which the first frame is decoded.
     Gif,
-    /// The first frame.
+    /// WebP, of which the first frame is decoded.
     Webp,
     /// Windows bitmap.
     Bmp,
-    /// The first page.
+    /// TIFF, of which the first page is decoded.
     Tiff,
     /// A portable bitmap, graymap or pixmap (P1 to P6).
     Pnm,
 }
 
 impl Format {
-    /// The usual ending of its file names.
+    /// Returns the usual extension of file names, with its dot.
     pub fn ending(self) -> &'static str {
         self.names().0
     }
@@ -157,13 +157,13 @@ impl Format {
 /// The header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the file is.
+    /// Format of the file.
     pub format: Format,
-    /// Columns.
+    /// Number of columns.
     pub width: u32,
-    /// Rows.
+    /// Number of rows.
     pub height: u32,
-    /// The colour space as stored.
+    /// Colour space as stored.
     pub colour: Colour,
 }
 
@@ -185,7 +185,7 @@ pub enum Colour {
     Cmyk,
 }
 
-/// What a file is by its first bytes; `None` where it is of no kind that is read.
+/// Recognises a file's format by its first bytes; `None` if it is of a kind that is not read.
 pub fn format_of(bytes: &[u8]) -> Option<Format> {
     formats::recognise(bytes).ok()
 }
@@ -193,22 +193,22 @@ pub fn format_of(bytes: &[u8]) -> Option<Format> {
 /// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// The first column.
+    /// First column.
     pub left: usize,
-    /// The first row.
+    /// First row.
     pub top: usize,
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
 }
 
-/// What is wanted of the pixels.
+/// Channels to decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channels {
     /// Red, green and blue.
     Rgb,
-    /// Brightness alone, as the file stores it; a file that does not store it gives all three.
+    /// Luma alone, as the file stores it; a file that does not store it gives all three channels.
     Luma,
 }
 
@@ -217,11 +217,11 @@ pub enum Channels {
 /// Invariant: `rgb` holds `height * width * 3` bytes, row after row, red first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodedImage {
-    /// Columns.
+    /// Number of columns.
     pub width: u32,
-    /// Rows.
+    /// Number of rows.
     pub height: u32,
-    /// The pixels.
+    /// Pixels.
     pub rgb: Vec<u8>,
 }
 
@@ -264,10 +264,10 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<DecodedImage, ImageError>
     })
 }
 
-/// Checks the header, and that the file's end is there where its format marks one. No pixel is decoded.
+/// Checks the header, and the end of the file if its format marks one. No pixel is decoded.
 ///
 /// # Errors
-/// As [`decode`], but damage between header and end is not seen.
+/// As [`decode`], but damage between header and end is not detected.
 pub fn check_header(bytes: &[u8], limits: &Limits) -> Result<Header, ImageError> {
     let header = probe(bytes)?;
     limits.check(header.size())?;
@@ -277,13 +277,13 @@ pub fn check_header(bytes: &[u8], limits: &Limits) -> Result<Header, ImageError>
     Ok(header)
 }
 
-/// The bytes that [`check`] and [`decode`] allocate at most for an image, beside its encoded bytes.
+/// Returns the maximum number of bytes that [`check`] and [`decode`] allocate for an image, beside its encoded bytes.
 ///
-/// An upper estimate: pixels times channels times bytes of a channel, and what decoder and conversions hold at the same
-/// time.
+/// An upper estimate: pixels times channels times bytes of a channel, and the buffers that decoder and conversions hold
+/// at the same time.
 pub fn decoding_memory(bytes: &[u8], header: &Header) -> u64 {
     let pixels = u64::from(header.width) * u64::from(header.height);
-    // RGB and the brightness made of it.
+    // RGB and its luma.
     let converted = 4 * pixels;
     match header.format {
         Format::Jpeg => {
@@ -297,19 +297,19 @@ pub fn decoding_memory(bytes: &[u8], header: &Header) -> u64 {
             let inks = if header.colour == Colour::Cmyk { channels * pixels } else { 0 };
             converted.saturating_add(coefficients).saturating_add(inks)
         }
-        // Four channels of 16 bits unless the header says less; WebP and GIF also hold a canvas.
+        // Four channels of 16 bits unless the header declares less; WebP and GIF also hold a canvas.
         Format::Png => converted.saturating_add(pixels.saturating_mul(png::bytes_per_pixel(bytes))),
         Format::Pnm => converted.saturating_add(6 * pixels),
         Format::Bmp => converted.saturating_add(4 * pixels),
         Format::Gif | Format::Webp => converted.saturating_add(8 * pixels),
-        // What the header cannot tell is an error of decoding.
+        // A fault that the header hides becomes an error of decoding.
         Format::Tiff => converted.saturating_add(tiff::sample_memory(bytes).unwrap_or(0)),
     }
 }
 
-/// A progressive JPEG as a baseline one with the same coefficients: it decodes faster. `None` for any other file.
+/// Rewrites a progressive JPEG as a baseline one with the same coefficients, which decodes faster. `None` for others.
 ///
-/// The pixels are the same too, unless the scans leave out bits of coefficients: decoders smooth over those.
+/// The pixels are also the same, unless the scans omit bits of coefficients: decoders smooth over those.
 ///
 /// # Errors
 /// If the file is cut or corrupt.
@@ -320,8 +320,8 @@ pub fn progressive_to_baseline(bytes: &[u8]) -> Result<Option<Vec<u8>>, ImageErr
     guard(Format::Jpeg.name(), || jpeg::to_baseline(bytes)).map(Some)
 }
 
-/// The sides of an image made smaller so that its longer one has at most `max_side` pixels and its shorter one at
-/// most `short_side`; `None` where it is small enough. The ratio of the sides is kept, but for rounding.
+/// Returns the size of an image shrunk so that its longer side has at most `max_side` pixels and its shorter one at
+/// most `short_side`; `None` if it is small enough. The ratio of the sides is kept, except for rounding.
 pub fn shrunk_size(
     width: u32,
     height: u32,
@@ -334,9 +334,9 @@ pub fn shrunk_size(
     (factor < 1.0).then(|| (side(width), side(height)))
 }
 
-/// An image made as small as [`shrunk_size`] has it.
+/// Shrinks an image to [`shrunk_size`].
 ///
-/// The filter is Pillow's antialiased Lanczos, which keeps what later crops need.
+/// The filter is Pillow's antialiased Lanczos, which preserves the detail that later crops need.
 pub fn shrink(image: &DecodedImage, max_side: Option<u32>, short_side: Option<u32>) -> Option<DecodedImage> {
     let (width, height) = shrunk_size(image.width, image.height, max_side, short_side)?;
     let source = ImageRef::new(image.width, image.height, &image.rgb, PixelType::U8x3)
@@ -347,10 +347,10 @@ pub fn shrink(image: &DecodedImage, max_side: Option<u32>, short_side: Option<u3
     Some(DecodedImage { width, height, rgb: resized.into_vec() })
 }
 
-/// Runs a decoder; its panic is an error of the image.
+/// Runs a decoder; its panic becomes an error of the image.
 fn guard<T>(format: &'static str, work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
     if cfg!(feature = "fuzzing") && format == "JPEG" {
-        // The decoder is ours: the fuzzer shall see its panics.
+        // The fuzzer must see panics of our own decoder.
         return work();
     }
     crate::guard::guard(work).unwrap_or_else(|message| {

@@ -1,8 +1,8 @@
-//! How an image is turned before it is shown: EXIF's orientation.
+//! EXIF orientation: the transform that makes an image upright.
 //!
-//! Cameras store the rows as the sensor gave them, and a tag for how to hold the result. EXIF is a TIFF
-//! directory; XMP, a text that some programs write instead, counts where EXIF has no tag. Where the tag is,
-//! in which order of precedence, and what each value does is as in Pillow's `ImageOps.exif_transpose`.
+//! Cameras store the rows in the sensor's order, with a tag for the upright view. EXIF is a TIFF directory; XMP, a text
+//! that some programs write instead, counts if EXIF has no tag. Position, precedence and meaning of the tag are as in
+//! Pillow's `ImageOps.exif_transpose`.
 
 use serde::{Deserialize, Serialize};
 use strum::{EnumMessage, VariantArray};
@@ -11,10 +11,10 @@ use super::formats::{jpeg, png, recognise, webp};
 use super::{DecodedImage, Format, Luma, Region};
 
 const ORIENTATION: u16 = 0x112;
-/// Bytes of text before the tag's value in XMP, as an attribute and as an element.
+/// Text before the tag's value in XMP, as an attribute and as an element.
 const XMP_FORMS: [&[u8]; 2] = [b"tiff:Orientation=\"", b"tiff:Orientation>"];
 
-/// What is done about EXIF's orientation.
+/// Treatment of EXIF orientation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -27,17 +27,17 @@ pub enum ExifOrientation {
 }
 
 impl ExifOrientation {
-    /// Applied or not.
+    /// Returns `Apply` if `is_applied`, else `Ignore`.
     pub fn applied(is_applied: bool) -> Self {
         if is_applied { Self::Apply } else { Self::Ignore }
     }
 
-    /// Whether it is applied.
+    /// Returns whether the orientation is applied.
     pub fn is_applied(self) -> bool {
         self == Self::Apply
     }
 
-    /// How a file is to be turned.
+    /// Returns the orientation to apply to a file.
     pub fn of(self, bytes: &[u8]) -> Orientation {
         match self {
             Self::Ignore => Orientation::default(),
@@ -46,21 +46,21 @@ impl ExifOrientation {
     }
 }
 
-/// One of the eight ways to hold a rectangle.
+/// One of the eight orientations of a rectangle.
 ///
-/// The default leaves it as it is.
+/// The default changes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Orientation {
-    /// Columns of the upright image are rows of the stored one.
+    /// Whether columns of the upright image are rows of the stored one.
     transposed: bool,
-    /// The stored column runs from right to left.
+    /// Whether the stored columns run from right to left.
     from_right: bool,
-    /// The stored row runs from bottom to top.
+    /// Whether the stored rows run from bottom to top.
     from_bottom: bool,
 }
 
 impl Orientation {
-    /// What a file asks for; of one that asks for nothing, or of a TIFF, which is always decoded upright, the default.
+    /// Reads the tag of a file; the default if it has none, or for a TIFF, which is always decoded upright.
     pub fn of(bytes: &[u8]) -> Self {
         let tag = match recognise(bytes) {
             Ok(Format::Jpeg) => of_jpeg(bytes),
@@ -81,18 +81,18 @@ impl Orientation {
         }
     }
 
-    /// Whether nothing is to be done.
+    /// Returns whether the orientation changes nothing.
     pub(super) fn is_upright(self) -> bool {
         self == Self::default()
     }
 
-    /// Columns and rows of the upright image, of those of the stored one or the other way round.
+    /// Returns width and height of the upright image from those of the stored one; the inverse is the same.
     #[must_use]
     pub fn size(self, (width, height): (u32, u32)) -> (u32, u32) {
         if self.transposed { (height, width) } else { (width, height) }
     }
 
-    /// Where a region of the upright image is in the stored one, whose columns and rows these are.
+    /// Returns the region of the stored image, of this width and height, that a region of the upright image shows.
     pub(super) fn stored_region(self, region: Region, (width, height): (u32, u32)) -> Region {
         let Region { left, top, width: columns, height: rows } = region;
         let (left, top, columns, rows) =
@@ -105,7 +105,7 @@ impl Orientation {
         }
     }
 
-    /// Turns `width` columns and `height` rows of stored values, row after row.
+    /// Turns stored values of `width` columns and `height` rows upright, row after row.
     pub(super) fn turn<T: Copy>(self, stored: &[T], width: usize, height: usize) -> Vec<T> {
         let (columns, rows) = if self.transposed { (height, width) } else { (width, height) };
         let mut upright = Vec::with_capacity(stored.len());
@@ -122,7 +122,7 @@ impl Orientation {
 }
 
 impl DecodedImage {
-    /// The image upright.
+    /// Turns the image upright.
     #[must_use]
     pub fn turned(self, orientation: Orientation) -> Self {
         if orientation.is_upright() {
@@ -136,7 +136,7 @@ impl DecodedImage {
 }
 
 impl Luma {
-    /// The brightness of the image upright.
+    /// Turns the luma upright.
     #[must_use]
     pub fn turned(self, orientation: Orientation) -> Self {
         if orientation.is_upright() {
@@ -152,7 +152,7 @@ fn of_jpeg(bytes: &[u8]) -> Option<u16> {
     let mut exif = Vec::new();
     let mut xmp = None;
     for segment in jpeg::header_segments(bytes).filter(|segment| segment.marker == 0xE1) {
-        // Long EXIF is cut into segments.
+        // EXIF that exceeds a segment continues in the next.
         if let Some(part) = segment.payload.strip_prefix(b"Exif\0\0") {
             exif.extend_from_slice(part);
         } else if let Some(text) = segment.payload.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
@@ -177,7 +177,7 @@ fn of_webp(bytes: &[u8]) -> Option<u16> {
     exif.or_else(|| of_xmp(chunk(b"XMP ")?))
 }
 
-/// The tag in a TIFF directory, with or without the name before it.
+/// Reads the tag from a TIFF directory, with or without the name before it.
 fn of_tiff(bytes: &[u8]) -> Option<u16> {
     let bytes = bytes.strip_prefix(b"Exif\0\0").unwrap_or(bytes);
     let bytes = bytes.strip_prefix(b"Exif\0\0").unwrap_or(bytes);
@@ -220,12 +220,12 @@ fn of_xmp(text: &[u8]) -> Option<u16> {
 mod tests {
     use super::*;
 
-    /// 2 columns, 3 rows.
+    /// Three rows of two values.
     const STORED: &[u8] = b"abcdef";
 
     #[test]
     fn each_value_of_the_tag_turns_as_exif_says() {
-        // What Pillow's `ImageOps.exif_transpose` makes of the rows ab, cd, ef.
+        // Results of Pillow's `ImageOps.exif_transpose` for the rows ab, cd, ef.
         let expected = ["abcdef", "badcfe", "fedcba", "efcdab", "acebdf", "ecafdb", "fdbeca", "bdface"];
         for (tag, expected) in (1..).zip(expected) {
             let upright = Orientation::from_tag(tag).turn(STORED, 2, 3);

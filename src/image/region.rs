@@ -1,4 +1,4 @@
-//! Decoding a rectangle of an image.
+//! Decodes a rectangle of an image.
 
 use super::baseline::{BaselineDecoder, Frame};
 use super::guard;
@@ -6,28 +6,28 @@ use super::{
     Channels, ExifOrientation, Format, Header, ImageError, Limits, Orientation, Region, decode, probe,
 };
 
-/// Decoded pixels by planes, and the buffers that decoding needs; both are kept from image to image.
+/// Decoder of regions, with its pixels by planes and its buffers, which are kept from image to image.
 #[derive(Clone, Debug, Default)]
 pub struct RegionDecoder {
     baseline: BaselineDecoder,
     samples: Vec<u8>,
-    /// Samples before they are turned.
+    /// Samples before they are turned upright.
     stored: Vec<u8>,
 }
 
-/// The pixels of a region.
+/// Pixels of a region.
 ///
-/// Invariant: `samples` holds `planes * height * width` bytes; three planes are red, green and blue, one plane is
-/// the brightness that all three share.
+/// Invariant: `samples` has `count * height * width` bytes; three planes are red, green and blue, and one plane is
+/// the luma that all three share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Planes<'a> {
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
-    /// One or three.
+    /// Number of planes, one or three.
     pub count: usize,
-    /// Plane after plane, row after row.
+    /// Samples, plane after plane, row after row.
     pub samples: &'a [u8],
 }
 
@@ -72,23 +72,23 @@ impl<'a> Encoded<'a> {
         Ok(Self::open(bytes, &Limits { max_pixels: u64::MAX })?.turned(orientation.of(bytes)))
     }
 
-    /// Has the image turned: its size, regions and pixels are then those of the upright one.
+    /// Sets the orientation; size, regions and pixels are then those of the upright image.
     #[must_use]
     pub fn turned(mut self, orientation: Orientation) -> Self {
         self.orientation = orientation;
         self
     }
 
-    /// Has it decoded from its entry points, as a check of the same bytes gave them: faster, with the same pixels.
+    /// Sets the entry points that a check of the same bytes found, which make decoding faster, with the same pixels.
     ///
-    /// Those of another image give wrong pixels, or none of the gain.
+    /// Entry points of another image give wrong pixels, or are ignored.
     #[must_use]
     pub fn with_entry_points(mut self, entry_points: Option<&'a [u8]>) -> Self {
         self.entry_points = entry_points;
         self
     }
 
-    /// Columns and rows.
+    /// Returns the number of columns and rows.
     pub fn size(&self) -> (u32, u32) {
         self.orientation.size(self.stored_size())
     }
@@ -109,9 +109,9 @@ impl<'a> Encoded<'a> {
 }
 
 impl RegionDecoder {
-    /// Decodes a region; its pixels are those that [`decode`] gives for the whole image.
+    /// Decodes a region; its pixels equal those of [`decode`] for the whole image.
     ///
-    /// A file that is corrupt only behind the region may pass for a good one.
+    /// A file that is corrupt only after the region may be accepted.
     ///
     /// # Errors
     /// If the image is cut or corrupt.
@@ -131,7 +131,7 @@ impl RegionDecoder {
         let stored = encoded.orientation.stored_region(region, encoded.stored_size());
         let decoded = guard(encoded.format().name(), || self.decode_stored(encoded, stored, channels));
         if decoded.is_err() {
-            // A panic may have left anything in it.
+            // A panic may have left the decoder in any state.
             self.baseline = BaselineDecoder::default();
         }
         let count = decoded?;
@@ -145,7 +145,7 @@ impl RegionDecoder {
         Ok(Planes { width: columns, height: rows, count, samples: &self.samples })
     }
 
-    /// Decodes a region of the image as it is stored; returns the number of planes.
+    /// Decodes a region of the stored image; returns the number of planes.
     fn decode_stored(
         &mut self,
         encoded: &Encoded,
@@ -176,26 +176,26 @@ impl RegionDecoder {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing {
-    //! A way in for the fuzzer, and for tests of mutated files.
+    //! Entry points for the fuzzer, and for tests of mutated files.
 
     use super::*;
     use crate::image::{DecodedImage, check};
 
-    /// Pixels of the largest image that is decoded here.
+    /// Limit of the decoded images.
     const LIMITS: Limits = Limits { max_pixels: 1 << 20 };
-    /// Bytes before the file that choose the region, and whether upright.
+    /// Number of bytes before the file that choose the region and the orientation.
     const CHOICES: usize = 5;
 
-    /// Decodes a region of a file whole and by itself; the first bytes choose it.
+    /// Decodes a region of a file both with the whole image and alone; the first bytes choose it.
     ///
     /// # Panics
-    /// If the check accepts a file that does not decode, or a region has other pixels than the whole image there.
+    /// If the check accepts a file that does not decode, or the region's pixels differ from those of the whole image.
     pub fn region(bytes: &[u8]) -> bool {
         let Some((choices, file)) = bytes.split_first_chunk::<CHOICES>() else { return false };
         region_of(file, *choices).is_ok()
     }
 
-    /// The pixels of a region of a whole image, by planes.
+    /// Returns the pixels of a region of a whole image, plane after plane.
     pub(in crate::image) fn cut(image: &DecodedImage, region: Region) -> Vec<u8> {
         let mut planes = Vec::with_capacity(3 * region.width * region.height);
         for channel in 0..3 {
@@ -255,7 +255,7 @@ pub mod fuzzing {
             assert_region(&mut decoder, &encoded, region, &whole, "mutated");
         }
         if let Some(mut damaged) = entry_points {
-            // Wrong pixels, or those of the usual way; never a read outside of the file, or a panic.
+            // The pixels are wrong or those of a full decode, but there is no read outside of the file and no panic.
             let at = usize::from(u16::from_le_bytes([choices[0], choices[2]])) % damaged.len();
             damaged[at] ^= choices[4] | 1;
             let encoded = encoded.with_entry_points(Some(&damaged));
@@ -278,7 +278,7 @@ mod tests {
     use crate::rng::{Purpose, Stream};
     use crate::simd::SimdLevel;
 
-    /// Random regions of an image, the whole first.
+    /// Draws random regions of an image; the first one is the whole image.
     fn regions(stream: &mut Stream, width: u32, height: u32, count: usize) -> Vec<Region> {
         let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
         let mut draw = || {
@@ -308,7 +308,7 @@ mod tests {
         }
     }
 
-    /// The samples of a region, decoded by the baseline decoder from entry points alone; the same at every level.
+    /// Decodes the samples of a region by the baseline decoder from entry points alone; they are equal at every level.
     fn from_points(file: &[u8], region: Region, points: &[u8]) -> Option<Vec<u8>> {
         let frame = Frame::parse(file).expect("a baseline JPEG");
         let at = |level| {
@@ -390,7 +390,7 @@ mod tests {
             let planes = decoder.decode(&encoded, whole, Channels::Rgb);
             match (planes, expected) {
                 (Ok(planes), Ok(image)) => assert_eq!(planes.samples, cut(&image, whole)),
-                // libjpeg also reads what is behind the last row.
+                // libjpeg also reads the data after the last row.
                 (Ok(_), Err(_)) => assert!(round % 2 == 1 || broken.len() + 2 >= file.len()),
                 (Err(error), expected) => assert_eq!(expected, Err(error)),
             }

@@ -11,7 +11,7 @@ use super::fuzzing::region_of;
 use super::*;
 use crate::rng::{Purpose, Stream};
 
-/// A smooth image with noise and hard edges, so that all kinds of coefficients occur.
+/// Makes a smooth image with noise and hard edges, so that all kinds of coefficients occur.
 pub(super) fn noisy(width: u32, height: u32, seed: u64) -> DecodedImage {
     let mut stream = Stream::new(seed, Purpose::Test, 1, 0);
     let rgb = (0..height)
@@ -25,7 +25,7 @@ pub(super) fn noisy(width: u32, height: u32, seed: u64) -> DecodedImage {
     DecodedImage { width, height, rgb }
 }
 
-/// A JPEG; with `optimize`, its Huffman tables are made for it.
+/// Compresses an image as JPEG; with `optimize`, the Huffman tables are optimal for it.
 pub(super) fn compressed(
     image: &DecodedImage,
     subsamp: Subsamp,
@@ -48,8 +48,8 @@ pub(super) fn compressed(
     compressor.compress_to_vec(image).expect("encoded")
 }
 
-/// JPEGs with restart markers, as datasets of `ingest --tile-index` of version 0.1.0 hold them, by the golden with
-/// the same pixels.
+/// Returns JPEGs with restart markers, as in datasets of `ingest --tile-index` of version 0.1.0, each with the name of
+/// the golden with the same pixels.
 pub(super) fn with_restart_markers() -> [(&'static str, &'static [u8]); 3] {
     [
         ("jpeg 4:4:4", include_bytes!("../../tests/golden/tiled-444.jpg")),
@@ -58,7 +58,7 @@ pub(super) fn with_restart_markers() -> [(&'static str, &'static [u8]); 3] {
     ]
 }
 
-/// A smooth image, so that lossy codecs stay close.
+/// Makes a smooth image, so that lossy codecs stay close.
 fn gradient(width: u32, height: u32) -> DecodedImage {
     let rgb = (0..height)
         .flat_map(|y| (0..width).flat_map(move |x| [x as u8 * 4, y as u8 * 4, (x + y) as u8 * 2]))
@@ -66,13 +66,13 @@ fn gradient(width: u32, height: u32) -> DecodedImage {
     DecodedImage { width, height, rgb }
 }
 
-/// An image without a pattern.
+/// Makes an image without a pattern.
 pub(crate) fn detailed(width: u32, height: u32) -> DecodedImage {
     let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     DecodedImage { width, height, rgb }
 }
 
-/// A JPEG with this EXIF orientation.
+/// Adds this EXIF orientation to a JPEG.
 pub(crate) fn turned(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let mut tiff = *b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\0\0\0\0\0\0\0\0";
     tiff[24] = orientation;
@@ -114,7 +114,7 @@ fn a_png_comes_back_exactly() {
     assert_eq!(decode(&bytes, &Limits::default()), Ok(image));
 }
 
-/// Datasets of CIFAR hold what is encoded here, and are known by its digest.
+/// Datasets of CIFAR contain the encoder's bytes, and are identified by their digest.
 #[test]
 fn a_png_has_the_bytes_that_it_always_had() {
     let image = gradient(40, 30);
@@ -174,7 +174,7 @@ struct Golden {
     expected: DecodedImage,
 }
 
-/// What `generate_images.py` wrote.
+/// Reads the output of `generate_images.py`.
 fn goldens() -> Vec<Golden> {
     let text = include_str!("../../tests/golden/images.json");
     let cases: Vec<Value> = serde_json::from_str(text).expect("JSON");
@@ -218,7 +218,7 @@ fn regions_of_every_kind_are_those_of_the_whole_image() {
     }
 }
 
-/// A harmless flaw must not hide a grave one: libjpeg tells the first alone.
+/// A harmless flaw must not hide a grave one, although libjpeg reports only the first.
 #[test]
 fn a_cut_jpeg_is_rejected_whatever_is_wrong_with_its_header() {
     let is_one = |name: &str| name.starts_with("jpeg") && !name.contains("behind its end");
@@ -250,7 +250,7 @@ fn the_end_of_a_thumbnail_is_not_that_of_the_image() {
 
 /// Mutations of each file.
 const MUTATIONS: usize = 12;
-/// No image of these sizes takes longer, in a build without optimisation.
+/// Longest time for an image of these sizes, in a build without optimisation.
 const LONGEST: Duration = Duration::from_secs(10);
 
 fn mutated(file: &[u8], stream: &mut Stream) -> Vec<u8> {
@@ -267,7 +267,7 @@ fn mutated(file: &[u8], stream: &mut Stream) -> Vec<u8> {
                 let end = (at + stream.below(9) as usize).min(bytes.len());
                 bytes[at..end].fill(stream.below(256) as u8);
             }
-            // What decides sizes is at the start.
+            // The bytes that decide sizes are at the start.
             _ => {
                 let at = stream.below(bytes.len().clamp(1, 64) as u64) as usize;
                 bytes[at] = stream.below(256) as u8;

@@ -1,4 +1,4 @@
-//! How long an ingest takes beside decoding the same images once.
+//! Measures the time of an ingest relative to decoding the same images once.
 
 use std::time::Instant;
 
@@ -13,53 +13,53 @@ use crate::image::{Limits, decode};
 use crate::progress::Quiet;
 use crate::storage::{Location, Upload};
 
-/// What to measure.
+/// Options of the measurement.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// The images, in any form that is ingested.
+    /// Images, in any form that ingest reads.
     pub source: Location,
-    /// A folder for the copies and the datasets; what is made there is removed.
+    /// Folder for the copies and the datasets, which are removed afterwards.
     pub scratch: Location,
-    /// Repeat the images until they have at least this many bytes.
+    /// Minimum number of bytes, reached by repeating the images.
     pub bytes: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// How thoroughly to validate an image.
+    /// Depth of the check of each image.
     pub check: CheckDepth,
-    /// Rounds; in each both are measured, one after the other.
+    /// Number of rounds; in each, decoding and ingest are measured one after the other.
     pub rounds: usize,
 }
 
-/// What was measured. Ratios are of one round; the rest is of the round with the median ratio.
+/// Results. Ratios are of one round each; the other values are of the round with the median ratio.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchReport {
-    /// Images.
+    /// Number of images.
     pub images: u64,
-    /// Their bytes.
+    /// Size of the images in bytes.
     pub bytes: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// Decoding every image once to RGB, in seconds.
+    /// Time to decode every image once to RGB, in seconds.
     pub decode_seconds: f64,
-    /// Ingesting them, in seconds.
+    /// Time to ingest the images, in seconds.
     pub ingest_seconds: f64,
-    /// Processor time of decoding them, all threads together, in seconds.
+    /// Processor time to decode the images, summed over threads, in seconds.
     pub decode_cpu_seconds: f64,
-    /// Processor time of ingesting them, in seconds.
+    /// Processor time to ingest the images, summed over threads, in seconds.
     pub ingest_cpu_seconds: f64,
-    /// Millions of bytes a second of the ingest.
+    /// Speed of the ingest in millions of bytes a second.
     pub ingest_megabytes_per_second: f64,
-    /// The ingest's time over that of decoding, in the median.
+    /// Median ratio of the ingest's time to that of decoding.
     pub ratio_to_plain_decode: f64,
     /// The same ratio of every round.
     pub ratios: Vec<f64>,
-    /// Ratios of processor time, of every round.
+    /// Ratio of processor time of every round.
     pub cpu_ratios: Vec<f64>,
-    /// The peak memory of the process, in bytes; none where the system does not say.
+    /// Peak memory of the process, in bytes; `None` if the system does not report it.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Measures.
+/// Runs the measurement.
 ///
 /// # Errors
 /// As [`ingest`].
@@ -118,7 +118,7 @@ fn timed<T>(work: impl FnOnce() -> Result<T, IngestError>) -> Result<(f64, f64, 
     Ok((started.elapsed().as_secs_f64(), cpu() - before, result))
 }
 
-/// Writes a tar with the images again and again under other names.
+/// Writes a tar that repeats the images under other names.
 fn repeat(options: &BenchOptions, tar: &Location) -> Result<(), IngestError> {
     let source = Source::open(&IngestOptions::new(options.source.clone(), options.scratch.clone()))?;
     let failed = |error: std::io::Error| IngestError::Tar {
@@ -159,7 +159,7 @@ fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     pool(options.threads)?.install(|| {
         source.splits.values().flatten().collect::<Vec<_>>().par_iter().try_for_each(|entry| {
             let bytes = source.read(entry)?;
-            // An image that cannot be decoded is rejected by the ingest, too, after the same work.
+            // Ingest also rejects an image that cannot be decoded, after the same work.
             let _ = std::hint::black_box(decode(&bytes, &Limits::default()));
             Ok::<_, IngestError>(())
         })

@@ -1,14 +1,14 @@
-//! A dataset's images as files again: `<dest>/<split>/<class>/<file>`.
+//! Exports a dataset's images as files: `<dest>/<split>/<class>/<file>`.
 //!
-//! Each file has the bytes that the ingest was given. Images that the ingest changed (smaller, baseline) come
-//! as they are stored. The same export again changes nothing.
+//! Each file has the bytes that the ingest read. Images that the ingest changed (smaller, baseline) are exported
+//! as they are stored. A repeated export changes nothing.
 //!
 //! Each image becomes one file, named by the path of its row. A labelled image is in the folder of its class, so
-//! that an ingest of the files gives the same labels: where its path begins with another folder, the file's
-//! name alone is kept. A name without an image's ending gets that of the image's format. Three kinds of rows
-//! get `-<instance id>` before the file's extension: all but the first of several rows with one path, a row
-//! whose path is a folder of another row, and a row with a name that is cut because file systems do not take
-//! it. Control characters, and a `#` before a number at the end, become `%` and two hexadecimal digits.
+//! that an ingest of the files gives the same labels; if its path begins with another folder, only the file's
+//! name is kept. A name without an image's extension gets that of the image's format. Three kinds of rows get
+//! `-<instance id>` before the extension: all but the first of several rows with one path, a row whose path is a
+//! folder of another row, and a row whose name is cut because it is too long for file systems. Control characters,
+//! and a `#` before a number at the end, become `%` and two hexadecimal digits.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -24,51 +24,51 @@ use crate::image::format_of;
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError, read_concurrently};
 
-/// What file systems take.
+/// Maximum length of a folder's name in file systems.
 const MOST_FOLDER_BYTES: usize = 255;
-/// A file is staged under its name and `#` with a number.
+/// Maximum length of a file's name; it is staged under this name and `#` with a number.
 const MOST_NAME_BYTES: usize = 250;
-/// Longer folders of classes are cut, and get the number of their class.
+/// Length above which a class's folder name is cut, and gets the number of the class.
 const MOST_CLASS_BYTES: usize = 240;
-/// What tells the format of an image.
+/// Number of bytes that suffice to recognise the format of an image.
 const HEAD_BYTES: u64 = 1024;
-/// Longer endings are not taken for an extension.
+/// Length from which an ending does not count as an extension.
 const MOST_EXTENSION_BYTES: usize = 16;
 
-/// What to export, and where to.
+/// Options of an export.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dataset: Location,
-    /// The folder for the files.
+    /// Folder for the files.
     pub dest: Location,
-    /// The split; all where none is given.
+    /// Split to export; `None` for all.
     pub split: Option<String>,
 }
 
-/// What an export did.
+/// Result of an export.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExportReport {
-    /// The splits.
+    /// Results of the splits, by name.
     pub splits: BTreeMap<String, ExportedSplit>,
 }
 
-/// What was done with a split.
+/// Result of exporting a split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExportedSplit {
-    /// Files, those that were there already included.
+    /// Number of files, including those that existed before.
     pub images: u64,
-    /// Images whose bytes are not those that the ingest was given: it changed them.
+    /// Number of images whose bytes the ingest changed.
     pub not_original: u64,
-    /// Images whose file has another name than their path.
+    /// Number of images whose file name differs from their path.
     pub renamed: u64,
 }
 
 /// Writes the images of a dataset as files.
 ///
 /// # Errors
-/// If the dataset is damaged, the destination is within it, an image's path leads outside of its split's folder (then
-/// nothing is written), another file is in the way, or a store fails.
+/// If the dataset is damaged, the destination overlaps it, an image's path leads outside of its split's folder (then
+/// nothing is written), another file has the name of one, or a store fails.
 pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<ExportReport, IngestError> {
     let manifest = Manifest::read(&options.dataset)?;
     let is_wanted = |name: &&String| options.split.as_ref().is_none_or(|wanted| wanted == *name);
@@ -85,7 +85,7 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
         let names = renamed(&options.dataset, split, &classes)?;
         Ok((name, split, names))
     });
-    // Before the first file is written it is known that each has a name.
+    // All names are known before the first file is written.
     let named = named.collect::<Result<Vec<_>, IngestError>>()?;
     let mut splits = BTreeMap::new();
     for (name, split, names) in named {
@@ -135,7 +135,7 @@ struct ClassFolder {
     folder: String,
 }
 
-/// The folders of classes: one each, of names that an ingest does not pass over.
+/// Returns a folder for each class, with a name that an ingest does not skip.
 fn class_folders(classes: &[String]) -> Vec<ClassFolder> {
     let mut taken: HashSet<String> = HashSet::with_capacity(classes.len());
     let folder = |(number, class): (usize, &String)| {
@@ -152,7 +152,7 @@ fn class_folders(classes: &[String]) -> Vec<ClassFolder> {
     classes.iter().enumerate().map(folder).collect()
 }
 
-/// The path of a row below the folder of its class.
+/// Moves the path of a row into the folder of its class.
 fn below_class(path: String, class: Option<&ClassFolder>) -> String {
     let Some(ClassFolder { part, folder }) = class else { return path };
     match path.split_once('/') {
@@ -161,7 +161,7 @@ fn below_class(path: String, class: Option<&ClassFolder>) -> String {
     }
 }
 
-/// Gives names without an image's ending that of the image's format.
+/// Adds the extension of the image's format to names that have none of an image.
 fn add_endings(
     dataset: &Location,
     split: &Split,
@@ -184,7 +184,7 @@ fn add_endings(
     Ok(())
 }
 
-/// The names of the rows that do not have their path as one; see the module's first lines.
+/// Returns the file names of rows that differ from their paths; the module's documentation has the rules.
 fn renamed(
     dataset: &Location,
     split: &Split,
@@ -215,7 +215,7 @@ fn renamed(
     let mut given: HashSet<String> = HashSet::with_capacity(later.len());
     for (row, path) in later {
         let mut name = numbered(path, row.id);
-        // Another row may have just this path.
+        // Another row may have this very path.
         while taken.contains(name.as_str()) || folders.contains(name.as_str()) || given.contains(&name) {
             name = numbered(&name, row.id);
         }
@@ -225,12 +225,12 @@ fn renamed(
     Ok(names)
 }
 
-/// The folders of a path.
+/// Returns the folders that contain a path, outermost first.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(end, _)| &path[..end])
 }
 
-/// The path with the instance's id before its extension, and its parts cut where they are too long.
+/// Inserts the instance's id before the path's extension, and cuts parts that are too long.
 fn numbered(path: &str, id: InstanceId) -> String {
     let mut numbered: String =
         ancestors(path).map(|folder| cut(last(folder), MOST_FOLDER_BYTES).to_owned() + "/").collect();
@@ -245,19 +245,19 @@ fn numbered(path: &str, id: InstanceId) -> String {
     numbered + &end
 }
 
-/// The part after the last `/`.
+/// Returns the part after the last `/`.
 fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The first characters, at most `most` bytes.
+/// Returns the longest prefix of at most `bytes` bytes.
 fn cut(text: &str, bytes: usize) -> &str {
     let ends = text.char_indices().map(|(start, character)| start + character.len_utf8());
     &text[..ends.take_while(|&end| end <= bytes).last().unwrap_or(0)]
 }
 
-/// The path below the split's folder, without what file names do not take; `None` where it leads out of the
-/// folder, also where `\\` separates names, or nowhere.
+/// Returns a path below the split's folder, with characters that are invalid in file names replaced. `None` if the path
+/// is empty or leads out of the folder, also with `\\` as separator.
 fn safe_path(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if parts.is_empty() || parts.iter().any(|part| part.split('\\').any(|part| part == "..")) {
@@ -268,7 +268,7 @@ fn safe_path(path: &str) -> Option<String> {
         good => good.to_string(),
     };
     let clean: String = parts.join("/").chars().map(clean).collect();
-    // The local store keeps `#` and a number for files that are being written.
+    // The local store reserves `#` and a number for files that are being written.
     let number = last(&clean).split_once('#').map_or("", |(_, number)| number);
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(clean);

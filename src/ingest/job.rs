@@ -1,4 +1,4 @@
-//! The ingest, from the listing to the manifest.
+//! The ingest job, from the listing to the manifest.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -20,13 +20,13 @@ use crate::dataset::{DUPLICATES_FILE, DatasetError, IndexRow, IngestRecord, Mani
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError};
 
-/// Splits that an error names.
+/// Number of splits that an error names.
 const SHOWN_SPLITS: usize = 5;
 
 /// Ingests a source into a dataset.
 ///
-/// Another split can be added to a dataset of the same classes, and images be appended to a split. The same
-/// command again finds its work done, or continues where it was killed.
+/// An ingest can add another split to a dataset of the same classes, or append images to a split. A repeated command
+/// finds its work done, or continues an ingest that was killed.
 ///
 /// # Errors
 /// See [`IngestError`]; then no manifest was published by this call.
@@ -101,10 +101,10 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
     Ok(report(&manifest, reports, None, verified))
 }
 
-/// How a source is understood, whatever its destination; nothing is written.
+/// Interprets a source, whatever its destination; writes nothing.
 ///
 /// # Errors
-/// As [`ingest`], where the source cannot be understood.
+/// As [`ingest`], if the source cannot be interpreted.
 pub fn source_plan(options: &IngestOptions) -> Result<SourcePlan, IngestError> {
     let threads = pool(options.threads)?;
     let source = threads.install(|| Source::open(options))?;
@@ -112,8 +112,8 @@ pub fn source_plan(options: &IngestOptions) -> Result<SourcePlan, IngestError> {
     Ok(source.plan)
 }
 
-/// What an ingest would do; nothing is written but temporary copies of Parquet's images, where the
-/// destination has their split: only a copy shows whether it holds them.
+/// Plans an ingest. This writes nothing except temporary copies of Parquet's images, if the destination has their
+/// split: only a copy shows whether it contains them.
 ///
 /// # Errors
 /// As [`ingest`] before its first write.
@@ -131,7 +131,7 @@ pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPl
     let plan = prepare(options, &source, existing.as_ref())?;
     let published = published(existing.as_ref());
     refuse_foreign_files(options, &plan, &published, &recorded_files(&options.dest)?)?;
-    // Of the source's splits, so that they come by name; parts have the order of the work.
+    // In the source's order, by name; parts have the order of the work.
     let of_parts = |is_wanted: fn(usize) -> bool| {
         let is_part =
             |split: &&String| plan.parts.iter().any(|part| part.split == **split && is_wanted(part.number));
@@ -151,8 +151,8 @@ pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPl
     Ok(IngestPlan { source: source.plan, destination })
 }
 
-/// Checks that no source holds the destination or is within it: an ingest would read what it writes, or write among
-/// files that are not its own.
+/// Checks that no source overlaps the destination: an ingest would read its own output, or write among files of
+/// others.
 ///
 /// # Errors
 /// [`IngestError::Overlap`].
@@ -165,7 +165,7 @@ fn check_overlap(options: &IngestOptions) -> Result<(), IngestError> {
     }
 }
 
-/// Whether the locations are the same or one is within the other; links of this machine are followed.
+/// Returns whether the locations are equal or one contains the other; links of this machine are followed.
 pub(super) fn overlap(one: &Location, other: &Location) -> bool {
     // Of a store: scheme, bucket, and the parts of the key.
     let parts = |location: &Location| match location.local_path() {
@@ -176,7 +176,7 @@ pub(super) fn overlap(one: &Location, other: &Location) -> bool {
     one.starts_with(&other) || other.starts_with(&one)
 }
 
-/// The path without links, as far as it exists.
+/// Resolves the links of a path, as far as the path exists.
 fn canonical(path: &Path) -> PathBuf {
     let exists = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
     exists.map_or_else(
@@ -185,7 +185,7 @@ fn canonical(path: &Path) -> PathBuf {
     )
 }
 
-/// What is to be done, where the options fit it.
+/// Makes the plan, and checks that the options fit it.
 fn prepare<'a>(
     options: &IngestOptions,
     source: &'a Source,
@@ -206,7 +206,7 @@ fn prepare<'a>(
     Ok(plan)
 }
 
-/// `--drop-leaks` leaves out images of the training split, so the source has to have one.
+/// Checks that the source has a training split, from which `--drop-leaks` leaves out images.
 fn check_leaks(options: &IngestOptions, source: &Source) -> Result<(), IngestError> {
     if !options.drop_leaks || source.splits.contains_key(TRAINING_SPLIT) {
         return Ok(());
@@ -220,7 +220,7 @@ fn check_leaks(options: &IngestOptions, source: &Source) -> Result<(), IngestErr
     Err(IngestError::Options { reason })
 }
 
-/// Whether this ingest continues the work that an earlier one has left; logs why not.
+/// Returns whether this ingest continues the work of an earlier one; logs the reason if not.
 fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<bool, IngestError> {
     let dest = &options.dest;
     let unfinished = unfinished(dest, plan.digest(), source.stamps.digest())?;
@@ -246,7 +246,7 @@ fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<
 /// work of another ingest stays for it.
 fn tidy(options: &IngestOptions, journal: &Journal, published: &BTreeSet<String>) -> Result<(), IngestError> {
     let recorded = recorded_files(&options.dest)?;
-    // Each part has its own index: where that is published, the work was done. Without a plan nothing continues it.
+    // Each part has its own index; once that is published, the work is done. Without a plan no ingest continues it.
     let is_done = recorded.iter().any(|file| file != DUPLICATES_FILE && published.contains(file));
     if is_done || !has_plan(&options.dest)? {
         journal.discard(published)?;
@@ -268,7 +268,7 @@ fn published(existing: Option<&Manifest>) -> BTreeSet<String> {
     files
 }
 
-/// Files that no ingest has recorded are not ours to remove or to replace, and a folder of images is not a dataset's.
+/// Checks that all existing files were recorded by an ingest, and that the destination is not a folder of images.
 fn refuse_foreign_files(
     options: &IngestOptions,
     plan: &Plan<'_>,
@@ -321,7 +321,7 @@ fn existing(options: &IngestOptions) -> Result<Option<Manifest>, IngestError> {
     }
 }
 
-/// Publishes the manifest; where another ingest of the same content was faster, that is as good.
+/// Publishes the manifest; succeeds also if another ingest published the same content first.
 fn publish(options: &IngestOptions, manifest: &Manifest, mode: PublishMode) -> Result<(), IngestError> {
     match manifest.publish(&options.dest, mode) {
         Err(DatasetError::Storage(StorageError::AlreadyExists { .. })) => {
@@ -376,10 +376,10 @@ fn write_parts(
     Ok((manifest, reports))
 }
 
-/// Images after which the first difference ends the work.
+/// Number of images that are compared at a time; the first difference ends the work.
 const IMAGES_OF_BLOCK: usize = 4096;
 
-/// What the dataset says of the images of a part that were not compared yet.
+/// Index rows and rejects of a part's images that are not compared yet.
 struct Expected {
     rows: std::iter::Peekable<std::vec::IntoIter<IndexRow>>,
     rejects: VecDeque<Reject<'static>>,
@@ -428,13 +428,13 @@ impl Expected {
         let lines = serde_json::Deserializer::from_slice(&text).into_iter();
         let mut rejects: VecDeque<Reject<'static>> =
             lines.collect::<Result<_, _>>().map_err(|error| IngestError::layout(&file, error.to_string()))?;
-        // Names that were not taken come first; they are not entries.
+        // Rejected names come first; they are not entries.
         let images = record.report.looked_at.saturating_sub(record.instances) as usize;
         rejects.drain(..rejects.len().saturating_sub(images));
         Ok(Self { rows: read_index(dest, &record.index)?.into_iter().peekable(), rejects })
     }
 
-    /// Compares the next image; how it differs is the error.
+    /// Compares the next image; the error describes the difference.
     fn compare(
         &mut self,
         entry: &Entry,
@@ -454,7 +454,7 @@ impl Expected {
                 verified.rejected += 1;
             }
             (Ok(_), _, Some(reject)) if reject.is_leak() => {
-                // It is in another split, and that one is compared there.
+                // The image is in another split and is compared there.
                 self.rejects.pop_front();
                 verified.images += 1;
             }

@@ -13,25 +13,25 @@ use serde::de::DeserializeOwned;
 
 use crate::storage::{Digest, Location, Lock, PublishMode, StorageError};
 
-/// The folder's name within the dataset's.
+/// Name of the folder within the dataset's.
 const FOLDER: &str = ".work";
 const PLAN: &str = "plan";
-/// The step under which the files of a part are recorded.
+/// Step that records the files of a part.
 const FILES: &str = "files";
-/// The step that says that some images are rejected, so that a first pass has to find which.
+/// Step that records that some images are rejected, so a first pass has to find them.
 pub(super) const ENDED: &str = "two-passes";
-/// The step that says which images were accepted when the shards were written.
+/// Step that records which images were accepted when the shards were written.
 pub(super) const ACCEPTED: &str = "accepted";
-/// All steps of a part; those with numbers are `<step>-<number>`.
+/// All steps of a part; numbered ones are `<step>-<number>`.
 const STEPS: [&str; 3] = [FILES, ENDED, ACCEPTED];
 const NUMBERED_STEPS: [&str; 3] = ["checked", "whole", "shard"];
-/// Written by every ingest, last; never removed.
+/// Manifest, which every ingest writes last; never removed.
 const MANIFEST: &str = "manifest.json";
 
-/// What an ingest before has left in a destination.
+/// Unfinished work of an earlier ingest in a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unfinished {
-    /// Nothing, or what belongs to no plan.
+    /// No work, or work that belongs to no plan.
     None,
     /// Work of the same plan on the same files.
     Same,
@@ -41,7 +41,7 @@ pub(super) enum Unfinished {
     Other,
 }
 
-/// What is unfinished in a destination, seen from a plan and the state of its source's files. Nothing is locked.
+/// Compares the unfinished work in a destination with a plan and the state of its source's files, without a lock.
 pub(super) fn unfinished(dest: &Location, plan: Digest, source: Digest) -> Result<Unfinished, StorageError> {
     let text = match dest.join(FOLDER).join(PLAN).read() {
         Ok(text) => text,
@@ -57,7 +57,7 @@ pub(super) fn unfinished(dest: &Location, plan: Digest, source: Digest) -> Resul
     })
 }
 
-/// The files that unfinished work in a destination may have written, by their paths within the dataset's folder.
+/// Returns the files that unfinished work may have written, as paths within the dataset's folder.
 pub(super) fn recorded_files(dest: &Location) -> Result<BTreeSet<String>, StorageError> {
     let folder = dest.join(FOLDER);
     let mut files = BTreeSet::new();
@@ -67,12 +67,12 @@ pub(super) fn recorded_files(dest: &Location) -> Result<BTreeSet<String>, Storag
     Ok(files)
 }
 
-/// Whether there is anything in the work folder of a destination.
+/// Returns whether there is anything in the work folder of a destination.
 pub(super) fn has_work(dest: &Location) -> Result<bool, StorageError> {
     Ok(!dest.join(FOLDER).list()?.is_empty())
 }
 
-/// Whether the work in a destination belongs to a plan: without one it is left over.
+/// Returns whether the work in a destination belongs to a plan; without one it is left over.
 pub(super) fn has_plan(dest: &Location) -> Result<bool, StorageError> {
     dest.join(FOLDER).join(PLAN).exists()
 }
@@ -82,7 +82,7 @@ fn parts(folder: &Location) -> Result<BTreeSet<String>, StorageError> {
     Ok(entries.iter().filter_map(|entry| Some(entry.name.split_once('/')?.0.to_owned())).collect())
 }
 
-/// The work folder of a destination, locked.
+/// Work folder of a destination, locked.
 #[derive(Debug)]
 pub(super) struct Journal {
     dest: Location,
@@ -91,7 +91,7 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Locks the destination.
+    /// Opens the journal and locks the destination.
     ///
     /// # Errors
     /// If another process works there, or the store fails.
@@ -101,7 +101,7 @@ impl Journal {
         Ok(Self { dest: dest.clone(), folder, lock })
     }
 
-    /// Throws away the work that is here, with the files that it has recorded and that are not `published`.
+    /// Discards the existing work, with its recorded files except those that are `published`.
     pub(super) fn discard(&self, published: &BTreeSet<String>) -> Result<(), StorageError> {
         self.remove_unfinished()?;
         let recorded = recorded_files(&self.dest)?;
@@ -109,12 +109,12 @@ impl Journal {
         self.clear()
     }
 
-    /// Starts the work on a plan where there is none; see [`unfinished`].
+    /// Records the plan and the state of the source, to start or continue the work; see [`unfinished`].
     pub(super) fn claim(&self, plan: Digest, source: Digest) -> Result<(), StorageError> {
         self.folder.join(PLAN).publish(format!("{plan}\n{source}"), PublishMode::Overwrite)
     }
 
-    /// Removes what a kill has left of files that were being written.
+    /// Removes the staging files of a killed ingest.
     pub(super) fn remove_unfinished(&self) -> Result<(), StorageError> {
         let mut files = recorded_files(&self.dest)?;
         files.insert(MANIFEST.to_owned());
@@ -126,12 +126,12 @@ impl Journal {
         })
     }
 
-    /// The work on one part of a split.
+    /// Returns the work on one part of a split.
     pub(super) fn part(&self, name: &str) -> Work {
         Work { folder: self.folder.join(name) }
     }
 
-    /// Whether this process may still publish.
+    /// Checks that this process may still publish.
     ///
     /// # Errors
     /// If another process took the destination over.
@@ -139,8 +139,8 @@ impl Journal {
         self.lock.check()
     }
 
-    /// Removes the work on all parts, the plan first: what a kill leaves then belongs to no plan. What no ingest has
-    /// written stays.
+    /// Removes the work on all parts, the plan first, so that leftovers of a kill belong to no plan. Foreign files are
+    /// kept.
     pub(super) fn clear(&self) -> Result<(), StorageError> {
         self.folder.join(PLAN).delete()?;
         for part in parts(&self.folder)? {
@@ -148,7 +148,7 @@ impl Journal {
             folder.delete_unfinished_uploads(|_| true)?;
             let all: Vec<String> = folder.list()?.into_iter().map(|entry| entry.name).collect();
             let mut ours: Vec<&String> = all.iter().filter(|name| is_step(name)).collect();
-            // The list of files last: by it the rest is known.
+            // The list of files comes last, since it identifies the others.
             ours.sort_by_key(|name| name.strip_suffix(".json") == Some(FILES));
             ours.iter().try_for_each(|name| folder.join(name).delete())?;
             if ours.len() == all.len() {
@@ -159,7 +159,7 @@ impl Journal {
     }
 }
 
-/// Whether a file of a part's folder is the record of a step.
+/// Returns whether a file of a part's folder is the record of a step.
 fn is_step(name: &str) -> bool {
     let numbered = |step: &str| {
         step.rsplit_once('-').is_some_and(|(kind, number)| {
@@ -169,7 +169,7 @@ fn is_step(name: &str) -> bool {
     name.strip_suffix(".json").is_some_and(|step| STEPS.contains(&step) || numbered(step))
 }
 
-/// Steps that were done, by name.
+/// Results of finished steps, by name.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
     folder: Location,
@@ -180,7 +180,7 @@ impl Work {
         self.folder.join(&format!("{step}.json"))
     }
 
-    /// What a step gave; `None` where it was not done, or its record cannot be read.
+    /// Loads the result of a step; `None` if the step is not done, or its record cannot be parsed.
     pub(super) fn load<T: DeserializeOwned>(&self, step: &str) -> Result<Option<T>, StorageError> {
         match self.record(step).read() {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
@@ -189,18 +189,18 @@ impl Work {
         }
     }
 
-    /// Saves what a step gave.
+    /// Saves the result of a step.
     pub(super) fn save<T: Serialize>(&self, step: &str, result: &T) -> Result<(), StorageError> {
         let text = serde_json::to_vec(result).expect("a result is plain data");
         self.record(step).publish(text, PublishMode::Overwrite)
     }
 
-    /// Forgets what a step gave.
+    /// Removes the result of a step.
     pub(super) fn remove(&self, step: &str) -> Result<(), StorageError> {
         self.record(step).delete()
     }
 
-    /// Records files that are going to be written, by their paths within the dataset's folder.
+    /// Records files before they are written, by their paths within the dataset's folder.
     pub(super) fn record_files(&self, files: impl IntoIterator<Item = String>) -> Result<(), StorageError> {
         let before = self.files()?;
         let mut all = before.clone();
@@ -208,7 +208,7 @@ impl Work {
         if all == before { Ok(()) } else { self.save(FILES, &all) }
     }
 
-    /// The files that were recorded.
+    /// Loads the recorded files.
     pub(super) fn files(&self) -> Result<BTreeSet<String>, StorageError> {
         Ok(self.load(FILES)?.unwrap_or_default())
     }

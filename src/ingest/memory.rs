@@ -1,9 +1,9 @@
-//! The memory of an ingest: one budget for all threads.
+//! Memory of an ingest: one budget for all threads.
 //!
-//! Three quarters of the limit are for decoding: before an image is decoded, what its header says that this takes is
-//! reserved, and a thread waits until enough is given back. A thread that holds a reservation only computes,
-//! and waits for no other thread, so reservations always come back. The last quarter is for encoded images that were
-//! read and not yet written.
+//! Three quarters of the limit are for decoding. Before an image is decoded, the memory that its header implies is
+//! reserved, and a thread waits until enough is released. A thread with a reservation only computes and waits for
+//! no other thread, so reservations are always released. The last quarter is for encoded images that were read and
+//! not yet written.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -12,35 +12,35 @@ use super::validate::Rejection;
 use super::{CheckDepth, IngestOptions};
 use crate::image::{decoding_memory, probe, shrunk_size};
 
-/// The kind of reason of an image that does not fit into `--memory-limit`.
+/// Kind of rejection of an image that does not fit into `--memory-limit`.
 pub(super) const OVER_MEMORY_LIMIT: &str = "over the memory limit";
-/// The limit where none is given and the system does not say how much memory there is.
+/// Default limit in bytes, if the system does not report how much memory there is.
 const UNKNOWN_MACHINE: u64 = 4 << 30;
-/// The row group in memory when a shard is written; see [`crate::dataset::ShardWriter`].
+/// Maximum size in bytes of the row group in memory while a shard is written; see [`crate::dataset::ShardWriter`].
 const MOST_ROW_GROUP: u64 = 256 << 20;
-/// Images of a shard that are worked on together, on all threads.
+/// Maximum number of images of a shard that are processed together, on all threads.
 const IMAGES_OF_BATCH: usize = 128;
 
-/// The budget.
+/// Budget of memory.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
-    /// The limit that was given.
+    /// Limit of `--memory-limit`, if given.
     given: Option<u64>,
-    /// For decoding, in bytes.
+    /// Bytes for decoding.
     decoding: u64,
-    /// For encoded images that are read together by one thread, in bytes.
+    /// Bytes for encoded images that one thread reads together.
     read_bytes: u64,
-    /// For encoded images that are checked together before they are written, in bytes.
+    /// Bytes for encoded images that are checked together before they are written.
     batch_bytes: u64,
-    /// For shards that are written at once, in bytes.
+    /// Bytes for shards that are written at the same time.
     writing: u64,
     held: Mutex<u64>,
     given_back: Condvar,
-    /// Held while an encoded image that is larger than `read_bytes` is in memory.
+    /// Held while an encoded image larger than `read_bytes` is in memory.
     large: Mutex<()>,
 }
 
-/// Memory that is reserved until this is dropped.
+/// Memory that is reserved until the reservation is dropped.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Reservation<'a> {
@@ -49,7 +49,7 @@ pub(super) struct Reservation<'a> {
 }
 
 impl MemoryBudget {
-    /// The budget for `threads` threads: `--memory-limit`, or half of the machine's memory.
+    /// Makes a budget for `threads` threads: `--memory-limit`, or half of the machine's memory.
     pub(super) fn new(options: &IngestOptions, threads: usize) -> Self {
         let limit =
             options.memory_limit.unwrap_or_else(|| machine_memory().map_or(UNKNOWN_MACHINE, |all| all / 2));
@@ -65,8 +65,8 @@ impl MemoryBudget {
         }
     }
 
-    /// Waits until no other thread has an encoded image above `read_bytes`, if this is one. Who waits holds no
-    /// reservation.
+    /// Waits until no other thread has encoded images above `read_bytes`, if `bytes` is above it. A waiting thread has
+    /// no reservation.
     pub(super) fn large(&self, bytes: u64) -> Option<MutexGuard<'_, ()>> {
         (bytes > self.read_bytes).then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -74,8 +74,8 @@ impl MemoryBudget {
     /// Waits for the memory to check an image.
     ///
     /// # Errors
-    /// If the image needs more than the limit that was given allows. Without a given limit it waits until it is
-    /// the only one: what a dataset holds must not depend on the machine.
+    /// If the image needs more than a given limit allows. Without a given limit the image waits until it is the only
+    /// one, since the contents of a dataset must not depend on the machine.
     pub(super) fn admit(&self, image: &[u8], options: &IngestOptions) -> Result<Reservation<'_>, Rejection> {
         let needed = needed(image, options);
         if let Some(limit) = self.given.filter(|_| needed > self.decoding) {
@@ -91,12 +91,12 @@ impl MemoryBudget {
         Ok(self.reserve(needed))
     }
 
-    /// Waits for the memory to make an image that was admitted once more.
+    /// Waits for the memory to rewrite an image that was admitted before.
     pub(super) fn readmit(&self, image: &[u8], options: &IngestOptions) -> Reservation<'_> {
         self.reserve(needed(image, options))
     }
 
-    /// Waits for this memory in bytes; a larger request than the budget waits for all reservations to end.
+    /// Waits for `bytes`; a request above the budget waits until no other reservation exists.
     fn reserve(&self, bytes: u64) -> Reservation<'_> {
         let mut held = self.lock();
         while *held > 0 && held.saturating_add(bytes) > self.decoding {
@@ -106,7 +106,7 @@ impl MemoryBudget {
         Reservation { budget: self, bytes }
     }
 
-    /// How many shards may be written at once, of `wanted`; one at least. Each writer holds a batch and a row group.
+    /// Returns how many of `wanted` shards may be written at once, at least one. Each holds a batch and a row group.
     pub(super) fn writers<'a>(
         &self,
         wanted: usize,
@@ -124,12 +124,12 @@ impl MemoryBudget {
         wanted.min(usize::try_from(self.writing / writer).unwrap_or(usize::MAX)).max(1)
     }
 
-    /// Consecutive runs of items that one thread reads together; `bytes` is the encoded size of each.
+    /// Returns consecutive runs of items that one thread reads together; `bytes` is the encoded size of each.
     pub(super) fn read_runs<'i, T>(&self, items: &'i [T], bytes: impl Fn(&T) -> u64) -> Vec<&'i [T]> {
         runs(items, items.len(), self.read_bytes, bytes)
     }
 
-    /// Consecutive runs of items that are in memory together before a shard takes them.
+    /// Returns consecutive runs of items that are in memory together before a shard takes them.
     pub(super) fn write_runs<'i, T>(&self, items: &'i [T], bytes: impl Fn(&T) -> u64) -> Vec<&'i [T]> {
         runs(items, IMAGES_OF_BATCH, self.batch_bytes, bytes)
     }
@@ -146,7 +146,7 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// Consecutive runs of at most `most` items and, unless one alone is larger, at most `limit` bytes.
+/// Returns consecutive runs of at most `most` items and, unless a single one is larger, at most `limit` bytes.
 fn runs<T>(items: &[T], most: usize, limit: u64, bytes: impl Fn(&T) -> u64) -> Vec<&[T]> {
     let (mut runs, mut start, mut sum) = (Vec::new(), 0, 0_u64);
     for (at, item) in items.iter().enumerate() {
@@ -163,7 +163,7 @@ fn runs<T>(items: &[T], most: usize, limit: u64, bytes: impl Fn(&T) -> u64) -> V
     runs
 }
 
-/// The bytes that checking and rewriting an image takes, by its header; 0 for one that is rejected by it.
+/// Returns the number of bytes to check and rewrite an image, from its header; 0 if the header rejects it.
 fn needed(image: &[u8], options: &IngestOptions) -> u64 {
     let Ok(header) = probe(image) else { return 0 };
     if u64::from(header.width) * u64::from(header.height) > options.max_pixels {
@@ -173,16 +173,16 @@ fn needed(image: &[u8], options: &IngestOptions) -> u64 {
     let shrunk = shrunk_size(header.width, header.height, options.max_side, options.short_side);
     let mut needed = if options.check == CheckDepth::Full || shrunk.is_some() { decoding } else { 0 };
     if let Some((width, height)) = shrunk {
-        // The filter works on one side after the other.
+        // The filter resizes one side after the other.
         needed += 3 * (u64::from(width) * u64::from(header.height) + u64::from(width) * u64::from(height));
     } else if options.baseline {
-        // Coefficients of both files; then both are decoded and compared.
+        // Coefficients of both files, or both decoded for the comparison.
         needed = needed.max(2 * decoding);
     }
     needed
 }
 
-/// The memory that this process may use, in bytes: the machine's, or less where its control group says so.
+/// Returns the memory that this process may use, in bytes: the machine's, or less if its control group limits it.
 pub fn machine_memory() -> Option<u64> {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let info = std::fs::read_to_string("/proc/meminfo").ok();
@@ -201,7 +201,7 @@ pub fn machine_memory() -> Option<u64> {
             }
             _ => continue,
         };
-        // A limit of a group above holds too.
+        // Limits of the groups above also apply.
         let folders = std::iter::successors(Some(path.trim_end_matches('/')), |path| {
             path.rsplit_once('/').map(|(above, _)| above)
         });

@@ -1,12 +1,12 @@
-//! Ingestion: from the images that people hold to a dataset.
+//! Ingestion of images from common layouts into a dataset.
 //!
-//! [`ingest`] lists the source, checks every image once, gives the accepted ones their ids, writes shards and
-//! last the manifest. The result depends on the source and the options alone, not on threads, time, location
-//! or restarts; the report in the manifest also has a digest of the source's modification times. [`synth()`]
-//! draws an image set for trying things out.
+//! [`ingest`] lists the source, checks every image once, assigns ids to the accepted ones, writes shards and finally
+//! the manifest. The result depends only on the source and the options, not on threads, time, location or restarts.
+//! Only the report in the manifest also has a digest of the source's modification times. [`synth()`] draws an image
+//! set for trials.
 //!
-//! Invariant: until the manifest is published there is no dataset, and nothing that a published manifest
-//! names is ever overwritten.
+//! Invariant: without a published manifest there is no dataset, and files that a published manifest names are never
+//! overwritten.
 
 mod bench;
 mod export;
@@ -44,95 +44,95 @@ use crate::image::ExifOrientation;
 use crate::storage::{Digest, Location, StorageError};
 use crate::units::{ByteSize, Fraction};
 
-/// The split that is trained on; images that it shares with another are leaks.
+/// Name of the training split; images that it shares with another split are leaks.
 const TRAINING_SPLIT: &str = "train";
-/// The program as manifests name it.
+/// Program name and version, as written to manifests.
 const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
 
-/// How thoroughly to validate an image.
+/// Depth of the check of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum CheckDepth {
     /// Decode every coefficient.
     #[default]
     Full,
-    /// Header and end alone: damage between them is met in training, near-duplicates and entry points are not found.
+    /// Check header and end only: training meets damage between them, near-duplicates and entry points are not found.
     Header,
 }
 
-/// What to ingest, and how.
+/// Options of an ingest.
 #[derive(Clone, Debug)]
 pub struct IngestOptions {
-    /// The images: one folder or file, or several files.
+    /// Images: one folder or file, or several files.
     pub sources: Vec<Location>,
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dest: Location,
-    /// What the source is.
+    /// Format of the source.
     pub format: SourceFormat,
-    /// The split's name; of a source with several splits, the one to take.
+    /// Name of the split; if the source has several splits, the one to take.
     pub split: Option<String>,
-    /// The split of what each pattern matches; where there are any, nothing else decides it.
+    /// Splits with the patterns of their paths; if there are any, nothing else decides the split of an image.
     pub splits: Vec<(String, PathGlob)>,
-    /// The share of the images that becomes another split.
+    /// Share of the images that becomes another split.
     pub hold_out: Option<HoldOut>,
     /// Patterns of paths to leave out.
     pub ignore: Vec<PathGlob>,
-    /// The labels of images outside class folders: ILSVRC2012's development kit, or a csv of image and class.
+    /// Labels of images outside class folders: ILSVRC2012's development kit, or a csv of image and class.
     pub labels: Option<Location>,
-    /// The names of classes that are numbers in the source, a line each.
+    /// File with the names of classes that are numbers in the source, one in each line.
     pub classes: Option<Location>,
-    /// How the text of labels is read.
+    /// Interpretation of the text of labels.
     pub labels_as: LabelsAs,
-    /// Which folder is the class of an image below several; without it such images are an error.
+    /// Folder that is the class of an image below several; without it such images are an error.
     pub class_folder: Option<ClassFolder>,
-    /// The column or field of labels; by default one with a known name.
+    /// Column or field of labels; by default one with a known name.
     pub label_column: Option<String>,
-    /// The column of images, or of their paths; by default one with a known name.
+    /// Column of images, or of their paths; by default one with a known name.
     pub image_column: Option<String>,
-    /// Take no labels.
+    /// Ignore all labels.
     pub unlabelled: bool,
-    /// Splits of which no labels are taken.
+    /// Splits whose labels are ignored.
     pub unlabelled_splits: Vec<String>,
-    /// Add the images to a split that is there.
+    /// Append the images to an existing split.
     pub append: bool,
     /// Leave out training images that have a near-duplicate in another split.
     pub drop_leaks: bool,
     /// Find near-duplicates; else only images equal byte for byte.
     pub near_duplicates: bool,
-    /// Where the destination holds the source already, read every image and compare it with the dataset's.
+    /// If the destination contains the source already, read every image and compare it with the dataset's.
     pub verify_source: bool,
-    /// The share of rejected images above which the job fails.
+    /// Share of rejected images above which the job fails.
     pub max_reject_fraction: Fraction,
-    /// The size at which a shard is full, in bytes of encoded images.
+    /// Size in bytes of encoded images at which a shard is full.
     pub shard_bytes: u64,
-    /// Rows of a row group.
+    /// Number of rows in a row group.
     pub row_group: usize,
-    /// The seed of the rows' order over the shards.
+    /// Seed of the rows' order over the shards.
     pub shuffle_seed: u64,
-    /// How thoroughly to validate an image.
+    /// Depth of the check of an image.
     pub check: CheckDepth,
-    /// Reject an image with more pixels.
+    /// Reject images with more pixels.
     pub max_pixels: u64,
-    /// What is done about EXIF's orientation; a split is one or the other.
+    /// Treatment of EXIF orientation, the same for a whole split.
     pub exif_orientation: ExifOrientation,
     /// Shrink images until their longer side has at most this many pixels.
     pub max_side: Option<u32>,
-    /// The same for the shorter side.
+    /// Shrink images until their shorter side has at most this many pixels.
     pub short_side: Option<u32>,
-    /// The JPEG quality of images that were made smaller, 1 to 100.
+    /// JPEG quality of images that were made smaller, 1 to 100.
     pub quality: u8,
-    /// Turn progressive JPEGs into baseline ones with the same pixels.
+    /// Rewrite progressive JPEGs as baseline ones with the same pixels.
     pub baseline: bool,
-    /// Threads that check images; 0 for one on each core.
+    /// Number of threads that check images; 0 for one on each core.
     pub threads: usize,
-    /// Shards that are written at once.
+    /// Number of shards that are written at once.
     pub uploads: usize,
-    /// The memory for images, encoded and decoded, in bytes; half of the machine's where none is given.
+    /// Memory for images, encoded and decoded, in bytes; half of the machine's by default.
     pub memory_limit: Option<u64>,
 }
 
 impl IngestOptions {
-    /// The default options for this source and destination.
+    /// Returns the default options for this source and destination.
     pub fn new(source: Location, dest: Location) -> Self {
         Self {
             sources: vec![source],
@@ -171,20 +171,20 @@ impl IngestOptions {
         }
     }
 
-    /// Whether the dataset may hold other bytes of an image than the source.
+    /// Returns whether the dataset may have other bytes of an image than the source.
     fn changes_images(&self) -> bool {
         self.max_side.is_some() || self.short_side.is_some() || self.baseline
     }
 
-    /// The size of a shard where none is given.
+    /// Default size of a shard.
     pub const SHARD_SIZE: ByteSize = ByteSize(128 << 20);
 }
 
-/// Calls `work` with each number below `count` on up to `threads` threads, which take the numbers in turn;
-/// the results are in their order. Unlike in a pool, work on one never begins within work that waits.
+/// Calls `work` with each number below `count` on up to `threads` threads, which take the numbers in turn; the results
+/// are ordered by number. Unlike in a pool, a thread that waits within `work` never starts another number.
 ///
 /// # Errors
-/// The error that a loop would end with; after it no further number is taken.
+/// The error of the lowest number that failed; afterwards no further number is taken.
 fn work_through<T: Send, E: Send>(
     count: usize,
     threads: usize,
@@ -215,25 +215,25 @@ fn work_through<T: Send, E: Send>(
     all.into_iter().map(|(_, result)| result).collect()
 }
 
-/// An ingest cannot be done; no dataset is published.
+/// Error from an ingest; no dataset is published.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// The source has no images in a layout that is understood, or can be understood in two ways.
+    /// The source has no images in a known layout, or its layout is ambiguous.
     #[error("{location}: {reason}")]
     Layout {
         /// The source.
         location: String,
-        /// What is missing.
+        /// Reason for the error.
         reason: String,
     },
-    /// The tar is cut or no tar.
+    /// The tar is cut, or the file is not a tar.
     #[error("{tar}: byte {offset}: {reason}")]
     Tar {
         /// The tar.
         tar: String,
-        /// Where in it.
+        /// Offset of the error in the tar, in bytes.
         offset: u64,
-        /// What is wrong.
+        /// Reason for the error.
         reason: String,
     },
     /// Too many images were rejected.
@@ -244,13 +244,13 @@ pub enum IngestError {
     TooManyRejects {
         /// The split.
         split: String,
-        /// Images rejected.
+        /// Number of rejected images.
         rejected: usize,
-        /// Images validated.
+        /// Number of validated images.
         total: usize,
-        /// The share that may be rejected.
+        /// Share that may be rejected.
         allowed: f64,
-        /// The first reasons.
+        /// First rejected images, with their reasons.
         first: String,
     },
     /// The destination holds something that this ingest neither continues nor replaces.
@@ -261,7 +261,7 @@ pub enum IngestError {
         /// What it holds.
         reason: String,
     },
-    /// Source and destination are the same or one holds the other.
+    /// Source and destination are the same, or one contains the other.
     #[error(
         "the source {source_location} and the destination {dest} overlap; give a destination outside of the source"
     )]
@@ -271,7 +271,7 @@ pub enum IngestError {
         /// The destination.
         dest: String,
     },
-    /// An image is not the one that the dataset was made of.
+    /// An image differs from the one in the dataset.
     #[error("{source_location}: `{image}` is not as it was when {dest} was made: {reason}")]
     SourceChanged {
         /// The source.
@@ -280,13 +280,13 @@ pub enum IngestError {
         image: String,
         /// The dataset.
         dest: String,
-        /// How it differs.
+        /// Difference from the dataset's image.
         reason: String,
     },
-    /// Options that do not fit the source or the destination.
+    /// An option does not fit the source or the destination.
     #[error("{reason}")]
     Options {
-        /// Which one, and what to do.
+        /// Name of the option, and what to do.
         reason: String,
     },
     /// A dataset cannot be read or written.
@@ -301,7 +301,7 @@ pub enum IngestError {
 }
 
 impl IngestError {
-    /// A source at this location that cannot be read as asked for.
+    /// Makes the error of a source that cannot be read as the options ask.
     fn layout(location: impl Display, reason: impl Into<String>) -> Self {
         Self::Layout { location: location.to_string(), reason: reason.into() }
     }
@@ -312,7 +312,7 @@ impl IngestError {
         Self::Destination { dest: dest.to_string(), reason }
     }
 
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Layout { .. }
@@ -329,7 +329,7 @@ impl IngestError {
     }
 }
 
-/// How many rejects are allowed, and the option that accepts these.
+/// Describes the allowed share of rejects, and the option that accepts these.
 fn accepting(rejected: usize, total: usize, allowed: f64) -> String {
     let share = (100.0 * rejected as f64 / total as f64).ceil() / 100.0;
     format!(
@@ -338,51 +338,51 @@ fn accepting(rejected: usize, total: usize, allowed: f64) -> String {
     )
 }
 
-/// What an ingest did, as the command prints it.
+/// Result of an ingest, as the command prints it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct IngestReport {
     /// The destination.
     pub dest: String,
-    /// Whether the dataset was there before; then nothing was written.
+    /// Whether the dataset existed before, so that nothing was written.
     pub already_done: bool,
-    /// The evidence for that; none where something was written.
+    /// Evidence for `already_done`; `None` if something was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_by: Option<HeldBy>,
-    /// What the source is.
+    /// Format of the source.
     pub format: SourceFormat,
-    /// The dataset's identity.
+    /// Identity of the dataset.
     pub dataset_digest: Digest,
-    /// The number of classes.
+    /// Number of classes.
     pub classes: usize,
-    /// The splits that this call wrote, or appended to.
+    /// Reports of the splits that this call wrote or appended to.
     pub splits: BTreeMap<String, SplitReport>,
-    /// Images that occur more than once, in all splits together.
+    /// Counts of duplicate images, over all splits together.
     pub duplicates: DuplicateCounts,
-    /// How the source was understood.
+    /// Plan of the source.
     pub plan: SourcePlan,
-    /// What `--verify-source` has read; none where the option or the images were not there before.
+    /// Result of `--verify-source`; `None` without the option, or if the images were not in the dataset before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified_source: Option<VerifiedSource>,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// The evidence that a dataset holds a source already.
+/// Evidence that a dataset contains a source already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeldBy {
     /// Every image was read and compared.
     Contents,
-    /// Names, classes and sizes of the images; times or ETags of the source's files are those of the ingest.
+    /// Names, classes and sizes of the images agree, and times or ETags of the source's files are those of the ingest.
     Times,
-    /// The same, but times or ETags are others.
+    /// Names, classes and sizes agree, but times or ETags differ.
     OtherTimes,
-    /// Names, classes and sizes alone: times or ETags are not known.
+    /// Names, classes and sizes agree; times or ETags are unknown.
     NamesAndSizes,
 }
 
 impl HeldBy {
-    /// The sentence's end, for people.
+    /// Returns the end of a sentence that states the evidence.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Contents => "by the contents of its images",
@@ -401,51 +401,51 @@ impl HeldBy {
     }
 }
 
-/// Appended images that the split holds already.
+/// Appended images that the split already contains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AlreadyThere {
-    /// How many.
+    /// Number of these images.
     pub images: u64,
-    /// The first of them, and which one it is.
+    /// The first of these images, and the one that it equals.
     pub example: String,
 }
 
-/// What was read of a source that the dataset holds already (`--verify-source`).
+/// Counts of a source that the dataset contains already, from `--verify-source`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct VerifiedSource {
-    /// Images that were read and compared with the dataset's.
+    /// Number of images that were read and compared with the dataset's.
     pub images: u64,
-    /// Those of which the dataset holds other bytes, which were made again and compared.
+    /// Number of these that the ingest had rewritten, and that were rewritten again for the comparison.
     pub rewritten: u64,
-    /// Those that were rejected then and now.
+    /// Number of images that were rejected both by the ingest and now.
     pub rejected: u64,
 }
 
-/// What was done with a split.
+/// Report of a split.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SplitReport {
-    /// Images that this call put into the dataset.
+    /// Number of images that this call added to the dataset.
     pub instances: u64,
-    /// Images that were rejected.
+    /// Number of rejected images.
     pub rejected: u64,
-    /// The first reasons.
+    /// First rejected images, with their reasons.
     pub first_rejects: Vec<String>,
-    /// How ids relate to the order of the source.
+    /// Relation of the ids to the order of the source.
     pub ids: String,
-    /// The encoded images' sizes together, in bytes.
+    /// Total size of the encoded images in bytes.
     pub image_bytes: u64,
-    /// Shards written.
+    /// Number of shards written.
     pub shards: usize,
-    /// Appended images that are byte for byte in the split already; each got a new id.
+    /// Appended images that equal one of the split byte for byte; each got a new id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub already_there: Option<AlreadyThere>,
-    /// What was found in the source.
+    /// Statistics of the source's images.
     #[serde(flatten)]
     pub found: PartReport,
 }
 
 impl IngestReport {
-    /// The report as lines for people.
+    /// Formats the report as lines of text.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (name, split) in &self.splits {
@@ -504,7 +504,7 @@ fn counts(of: &BTreeMap<String, u64>) -> String {
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
-    //! Entry points for the fuzzer: everything that reads foreign bytes.
+    //! Entry points for the fuzzer: all code that reads foreign bytes.
 
     use super::source::{Source, read_synsets};
     use super::{IngestOptions, validate};
@@ -530,7 +530,7 @@ pub mod fuzzing {
         read_synsets(bytes).is_ok()
     }
 
-    /// Checks an image; the first byte chooses what is asked for.
+    /// Checks an image; the first byte chooses the options.
     pub fn image(bytes: &[u8]) -> bool {
         let Some((&choice, bytes)) = bytes.split_first() else { return false };
         let here = Location::from_path(std::path::Path::new("/nowhere")).expect("a location");

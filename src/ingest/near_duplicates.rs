@@ -1,22 +1,21 @@
-//! Images that occur more than once: byte for byte, or to the eye.
+//! Duplicates: images that are equal byte for byte, or look alike.
 //!
-//! Two images are linked if their bytes are equal or if their view hashes differ in at most [`MOST_DIFFERING_BITS`]
-//! bits. A group is a connected component of these links: a near-duplicate of a near-duplicate belongs to it too.
+//! Two images are linked if their bytes are equal, or if their view hashes differ in at most [`MOST_DIFFERING_BITS`]
+//! bits. A group is a connected component of these links, so it includes near-duplicates of near-duplicates.
 //!
-//! Groups are a union made while scanning, so the memory is linear in the number of images however many pairs there
-//! are. Of 16 bands of a hash, two near hashes agree in one but for one bit, so only the 17 buckets of each
-//! band are compared. Within a bucket the members of one set form balls about a representative: a comparison with the
-//! representative decides for the whole ball, unless the ball is near and of another set.
+//! Groups are a union built while scanning, so memory is linear in the number of images, however many pairs there
+//! are. A hash has 16 bands. In at least one of them, two near hashes differ in at most one bit, so only the 17
+//! buckets for each band are compared. Within a bucket, the members of one set form balls about a representative: a
+//! comparison with the representative decides for the whole ball, unless the ball is near and of another set.
 //!
-//! [`view_hash`] is the look of an image in 256 bits, so that near-duplicates are found after re-encoding and resizing.
-//! The brightness is averaged over 64×64 cells; of its cosine transform the 16×16 lowest frequencies without the
-//! constant are kept, and each gives a bit: above their median or not. All sums are integers, so the bits are
-//! the same on every machine.
+//! [`view_hash`] describes the look of an image in 256 bits, which survive re-encoding and resizing. Luma is averaged
+//! over 64×64 cells. Of its cosine transform, the 16×16 lowest frequencies without the constant are kept, and each
+//! gives a bit: whether it is above their median. All sums are integers, so the bits are the same on every machine.
 //!
 //! # Source
 //! The design follows Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section
 //! 3.2, with the grid of PDQ (Facebook, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing
-//! Algorithm", 2019): a larger grid tells more images apart.
+//! Algorithm", 2019): a larger grid distinguishes more images.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -33,21 +32,21 @@ use crate::dataset::{
 use crate::image::Luma;
 use crate::storage::{Digest, Location};
 
-/// Bits of a band: two views that differ in few bits agree in a band but for one bit at most.
+/// Number of bits of a band: two near views agree in some band except for at most one bit.
 const BAND_BITS: u32 = 16;
 const BANDS: usize = 256 / BAND_BITS as usize;
 const BUCKETS: usize = 1 << BAND_BITS;
-/// The radius up to which members of one set join a ball.
+/// Radius up to which members of one set join a ball.
 const MOST_RADIUS: u32 = 2 * MOST_DIFFERING_BITS;
 
-// One differing bit in each band may be missed by an exact look-up; two in each are beyond the limit.
+// A band with one differing bit is found in a neighbouring bucket; two in each band are beyond the limit.
 const _: () = assert!((MOST_DIFFERING_BITS as usize) < 2 * BANDS);
 
-/// The rows of every split, in the order of their ids.
+/// Rows of every split, in the order of their ids.
 pub(super) type Index = BTreeMap<String, Vec<IndexRow>>;
 
-/// Groups all images of a dataset, and publishes `duplicates.parquet`. What the `existing` dataset knows of
-/// its images is not compared again; without `near`, only equal bytes make a group.
+/// Groups all images of a dataset, and publishes `duplicates.parquet`. The images of the `existing` dataset are not
+/// compared again. Without `near`, only equal bytes make a group.
 ///
 /// # Errors
 /// If the store fails.
@@ -59,7 +58,7 @@ pub(super) fn publish_duplicates(
 ) -> Result<DuplicateCounts, DatasetError> {
     let images: Vec<SplitRow<'_>> = split_rows(index).collect();
     let looks: Vec<Look> = images.iter().map(|(_, row)| Look::of(row.image, row.view, near)).collect();
-    // The instances of a split that were there before come first in it.
+    // In each split, the instances of the existing dataset come first.
     let before = |split: &str| {
         existing.and_then(|manifest| manifest.splits.get(split)).map_or(0, |split| split.instances)
     };
@@ -76,14 +75,14 @@ pub(super) fn publish_duplicates(
     Ok(count(&rows))
 }
 
-/// The `accepted` training images that have a near-duplicate in another split, by their positions in the part, and the
-/// name of that image.
+/// Returns the `accepted` training images that have a near-duplicate in another split, each by its position in the
+/// part, with the name of that image.
 pub(super) fn find_leaks(index: &Index, accepted: &[(usize, ImageInfo)], near: bool) -> Vec<(usize, String)> {
     let others: Vec<SplitRow<'_>> = split_rows(index).filter(|(split, _)| *split != TRAINING_SPLIT).collect();
     let mut looks: Vec<Look> = others.iter().map(|(_, row)| Look::of(row.image, row.view, near)).collect();
     looks.extend(accepted.iter().map(|(_, info)| Look::of(info.digest, info.view, near)));
     let roots = groups(&looks, Vec::new(), |_| true);
-    // The root of a group is its first member, so a group with an image of another split has one as root.
+    // The root of a group is its first member, so a group with an image of another split has such a root.
     accepted
         .iter()
         .zip(&roots[others.len()..])
@@ -101,15 +100,15 @@ fn split_rows(index: &Index) -> impl Iterator<Item = SplitRow<'_>> {
     index.iter().flat_map(|(split, rows)| rows.iter().map(move |row| (split.as_str(), row)))
 }
 
-/// Pairs of images of one group, which join the groups of the images that are not new; `None` where that is
-/// not known for sure.
+/// Returns pairs of images of one group, which join the groups of the images that are not new; `None` if the known
+/// groups are not reliable.
 fn known_links(
     dest: &Location,
     existing: &Manifest,
     images: &[SplitRow<'_>],
     is_new: impl Fn(&SplitRow<'_>) -> bool,
 ) -> Result<Option<Vec<(u32, u32)>>, DatasetError> {
-    // Another program may have another limit; a record without near-duplicates misses pairs.
+    // Another program may have another limit; a record without near-duplicates lacks pairs.
     let is_like_ours =
         |record: &IngestRecord| record.program == PROGRAM && !record.options.contains_key("near_duplicates");
     if !existing.splits.values().flat_map(|split| &split.ingest).all(is_like_ours) {
@@ -120,7 +119,7 @@ fn known_links(
         Err(DatasetError::Missing { .. } | DatasetError::Damaged { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    // A killed ingest may have replaced the file: then it has rows or counts that the manifest has not.
+    // A killed ingest may have replaced the file; then its rows or counts differ from the manifest's.
     if count(&rows) != existing.duplicates {
         return Ok(None);
     }
@@ -142,7 +141,7 @@ fn known_links(
     Ok(Some(pairs.map(|(_, positions)| (positions[0], positions[1])).collect()))
 }
 
-/// What an image is compared by.
+/// Digest and view by which an image is compared.
 #[derive(Clone, Copy, Debug)]
 struct Look {
     digest: Digest,
@@ -150,13 +149,13 @@ struct Look {
 }
 
 impl Look {
-    /// The view counts where near-duplicates are asked for.
+    /// Makes the look of an image; the view counts only with `near`.
     fn of(digest: Digest, view: Option<ViewHash>, near: bool) -> Self {
         Self { digest, view: view.filter(|_| near) }
     }
 }
 
-/// The group of each image: the position of its first member. An image without a duplicate is alone in its group.
+/// Returns the group of each image: the position of its first member. An image without duplicates is its own group.
 ///
 /// The groups of the images of which `is_new` is false are known: `known` holds pairs of members of one group. Only
 /// what is new is compared.
@@ -170,7 +169,7 @@ fn groups(looks: &[Look], known: Vec<(u32, u32)>, is_new: impl Fn(u32) -> bool) 
         sets.join(pair[0], pair[1]);
     }
     drop(order);
-    // Each view once: many equal images must not be compared with each other.
+    // Each view occurs once, so that many equal images are not compared with each other.
     let mut views: Vec<Viewed> = looks
         .iter()
         .zip(0..)
@@ -193,27 +192,27 @@ fn groups(looks: &[Look], known: Vec<(u32, u32)>, is_new: impl Fn(u32) -> bool) 
     sets.roots()
 }
 
-/// A view that occurs, and the first image that has it.
+/// A distinct view, and the first image that has it.
 struct Viewed {
     view: ViewHash,
     image: u32,
-    /// Whether it was not compared with the others that are not new.
+    /// Whether the view was not compared with the older ones yet.
     is_new: bool,
 }
 
-/// The views in the buckets of one band.
+/// Views in the buckets of one band.
 struct Band<'a> {
     views: &'a [Viewed],
     sets: &'a Sets,
     /// Indices of views, bucket after bucket.
     order: Vec<u32>,
-    /// Where each bucket begins in the order.
+    /// Start of each bucket in the order.
     starts: Vec<u32>,
-    /// Whether a bucket holds a new view.
+    /// Whether each bucket has a new view.
     has_new: Vec<bool>,
 }
 
-/// Views of a bucket that are in one set and within a radius of the first of them.
+/// Views of a bucket that are in one set and within a radius of the first.
 struct Ball {
     first: u32,
     others: Vec<u32>,
@@ -276,7 +275,7 @@ impl<'a> Band<'a> {
         });
     }
 
-    /// Distributes the views of a bucket to balls, and joins the set of each with that of its ball.
+    /// Distributes the views of a bucket over balls, and joins the set of each with that of its ball.
     fn balls(&self, bucket: usize) -> Vec<Ball> {
         let mut balls: Vec<Ball> = Vec::new();
         for &index in &self.order[self.starts[bucket] as usize..self.starts[bucket + 1] as usize] {
@@ -330,7 +329,7 @@ impl<'a> Band<'a> {
     }
 }
 
-/// Disjoint sets, which threads join at the same time; the root of a set is its lowest member.
+/// Disjoint sets, which threads join concurrently; the root of a set is its lowest member.
 struct Sets(Vec<AtomicU32>);
 
 impl Sets {
@@ -344,7 +343,7 @@ impl Sets {
             if above == member {
                 return member;
             }
-            // Shortens the way for the next look. A way only ever leads to lower members, so a lost race is harmless.
+            // Shortens the path for later calls. Paths only lead to lower members, so a lost race is harmless.
             let next = self.0[above as usize].load(Ordering::Relaxed);
             self.0[member as usize].fetch_min(next, Ordering::Relaxed);
             member = above;
@@ -360,7 +359,7 @@ impl Sets {
             if hung.is_ok() {
                 return;
             }
-            // Another thread hung it elsewhere.
+            // Another thread joined it elsewhere.
             (one, other) = (self.root(high), self.root(low));
         }
     }
@@ -396,7 +395,7 @@ fn rows(images: &[SplitRow<'_>], groups: &[u32]) -> Vec<DuplicateRow> {
     rows
 }
 
-/// Counts rows of which those of a group follow each other. A leak is an image of `train` with a near-duplicate in
+/// Counts rows, of which those of a group are consecutive. A leak is an image of `train` with a near-duplicate in
 /// another split.
 fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
     let mut counts = DuplicateCounts { images: rows.len() as u64, ..DuplicateCounts::default() };
@@ -414,20 +413,20 @@ fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
     counts
 }
 
-/// Cells on a side of the grid.
+/// Number of cells on a side of the grid.
 const GRID: usize = 64;
-/// Frequencies kept in each direction.
+/// Number of frequencies kept in each direction.
 const FREQUENCIES: usize = 16;
-/// Two images with at most this many differing bits are near-duplicates: re-encoded and resized images differ in
-/// at most 18, different photographs in 92 or more (measured on ImageNet, docs/performance.md).
+/// Maximum number of differing bits of near-duplicates. Re-encoded and resized images differ in at most 18,
+/// different photographs in 92 or more (measured on ImageNet, docs/performance.md).
 pub(crate) const MOST_DIFFERING_BITS: u32 = 20;
-/// The standard deviation of the cells, in grey levels, below which an image has no view to speak of: its
-/// bits would be noise.
+/// Standard deviation of the cells, in grey levels, below which an image has no view, since its bits would be
+/// noise.
 const LEAST_CONTRAST: f64 = 4.0;
-/// One in the fixed-point numbers of the transform's table.
+/// Value of one in the fixed-point numbers of the transform's table.
 const ONE: f64 = 16384.0;
 
-/// The view of an image; none where it has no contrast.
+/// Computes the view hash of an image; `None` if the image has no contrast.
 pub(crate) fn view_hash(luma: &Luma) -> Option<ViewHash> {
     let cells = cells(luma);
     if contrast(&cells) < LEAST_CONTRAST {
@@ -443,10 +442,10 @@ pub(crate) fn view_hash(luma: &Luma) -> Option<ViewHash> {
     Some(ViewHash(words))
 }
 
-/// The mean brightness of each cell, in 1/256 grey levels.
+/// Returns the mean luma of each cell, in 1/256 grey levels.
 fn cells(luma: &Luma) -> Vec<i64> {
     let (width, height) = (luma.width as usize, luma.height as usize);
-    // A side smaller than the grid gives its pixels to several cells.
+    // If a side is smaller than the grid, several cells share a pixel.
     let bounds = |cell: usize, side: usize| {
         let start = cell * side / GRID;
         start..((cell + 1) * side / GRID).max(start + 1)
@@ -480,7 +479,7 @@ fn contrast(cells: &[i64]) -> f64 {
     (squares as f64 / count - mean * mean).max(0.0).sqrt() / 256.0
 }
 
-/// The lowest frequencies but the constant, row after row.
+/// Returns the lowest frequencies without the constant, row after row.
 fn spectrum(cells: &[i64]) -> [i64; FREQUENCIES * FREQUENCIES] {
     let table = cosines();
     // Columns first: [frequency, cell].
@@ -503,7 +502,7 @@ fn spectrum(cells: &[i64]) -> [i64; FREQUENCIES * FREQUENCIES] {
     spectrum
 }
 
-/// `cos(π/64 · (cell + ½) · frequency)` for the frequencies 1 to 16, in fixed point.
+/// Returns `cos(π/64 · (cell + ½) · frequency)` for the frequencies 1 to 16, in fixed point.
 fn cosines() -> &'static [i64; FREQUENCIES * GRID] {
     static TABLE: OnceLock<[i64; FREQUENCIES * GRID]> = OnceLock::new();
     TABLE.get_or_init(|| {

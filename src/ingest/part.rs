@@ -1,4 +1,4 @@
-//! One part of a split: checked, numbered, written.
+//! Checks, numbers and writes one part of a split.
 
 mod one_pass;
 
@@ -24,11 +24,11 @@ use crate::image::entry_points;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location, PublishMode, StorageError};
 
-/// How many reasons an error or a report shows.
+/// Number of reasons in an error or a report.
 const SHOWN_REJECTS: usize = 5;
-/// The kind of reason of a training image that another split holds too.
+/// Kind of rejection of a training image that has a near-duplicate in another split.
 const LEAK: &str = "leak";
-/// How the reason of such an image begins; the other image follows.
+/// Start of the reason of such a rejection; the other image follows.
 const LEAK_REASON: &str = "a near-duplicate of ";
 
 /// A line of `rejects/<part>.jsonl`.
@@ -39,27 +39,27 @@ pub(super) struct Reject<'a> {
 }
 
 impl Reject<'_> {
-    /// Whether the image was left out because another split holds it too.
+    /// Returns whether the image was left out because another split has a near-duplicate.
     pub(super) fn is_leak(&self) -> bool {
-        // Earlier versions had another word.
+        // Earlier versions used another word.
         [LEAK_REASON, "a twin of "].iter().any(|start| self.reason.starts_with(start))
     }
 }
 
-/// The validations of a part's images, in their order.
+/// Validations of a part's images, in their order.
 struct Checked<'a> {
     part: &'a PartPlan<'a>,
     validations: Vec<Validation>,
 }
 
 impl Checked<'_> {
-    /// The accepted images with their positions in the part.
+    /// Returns the accepted images with their positions in the part.
     fn accepted(&self) -> Vec<(usize, ImageInfo)> {
         let all = self.validations.iter().enumerate();
         all.filter_map(|(position, validation)| Some((position, *validation.as_ref().ok()?))).collect()
     }
 
-    /// Leaves images out that have a near-duplicate in another split, which is named with each.
+    /// Rejects images that have a near-duplicate in another split, whose name comes with each.
     fn drop_leaks(&mut self, leaks: Vec<(usize, String)>) {
         for (position, other) in leaks {
             self.validations[position] =
@@ -67,7 +67,7 @@ impl Checked<'_> {
         }
     }
 
-    /// Rejected images with their reasons.
+    /// Iterates over the rejected images, with their reasons.
     fn rejects(&self) -> impl Iterator<Item = Reject<'_>> {
         let contents = self.part.entries.iter().zip(&self.validations);
         contents.filter_map(|(entry, validation)| {
@@ -76,7 +76,7 @@ impl Checked<'_> {
         })
     }
 
-    /// The first rejected images and why.
+    /// Returns the first rejected images, with their reasons.
     fn first_rejects(&self) -> Vec<String> {
         let show = |reject: Reject<'_>| format!("{}: {}", reject.path, reject.reason);
         self.rejects().take(SHOWN_REJECTS).map(show).collect()
@@ -90,7 +90,7 @@ impl Checked<'_> {
         file.publish(self.rejects().map(line).collect::<String>(), PublishMode::Overwrite)
     }
 
-    /// How ids relate to the order of the source.
+    /// Describes the relation of the ids to the order of the source.
     fn describe_ids(&self) -> String {
         let rejected = self.validations.iter().position(Result::is_err);
         match (rejected, self.part.number) {
@@ -105,7 +105,7 @@ impl Checked<'_> {
         }
     }
 
-    /// Counts; `instances` are the accepted images.
+    /// Computes the statistics of the part; `instances` are the accepted images.
     fn report(&self, source: &Source, instances: &[Instance<'_>]) -> PartReport {
         let validations = &self.validations;
         let mut refused: BTreeMap<String, u64> = BTreeMap::new();
@@ -139,7 +139,7 @@ impl Checked<'_> {
     }
 }
 
-/// An image with everything that its row says.
+/// An image with all data of its row.
 #[derive(Clone, Copy, Debug)]
 struct Instance<'a> {
     id: InstanceId,
@@ -149,7 +149,7 @@ struct Instance<'a> {
 }
 
 impl Instance<'_> {
-    /// Its row.
+    /// Makes the row of the image.
     fn row(&self, kept: Kept) -> Row {
         Row {
             id: self.id,
@@ -163,28 +163,28 @@ impl Instance<'_> {
     }
 }
 
-/// The work on one part.
+/// Work on one part.
 pub(super) struct PartJob<'a> {
     pub checker: Checker<'a>,
     pub plan: &'a Plan<'a>,
     pub part: &'a PartPlan<'a>,
     pub work: Work,
-    /// The split as it is, if the part is appended.
+    /// Existing split, if the part is appended.
     pub before: Option<&'a Split>,
-    /// Its rows.
+    /// Index rows of the existing split.
     pub rows: Vec<IndexRow>,
-    /// Shards that are written at once.
+    /// Number of shards that are written at once.
     pub writers: usize,
 }
 
 impl PartJob<'_> {
-    /// Validates every image, gives the accepted ones their ids and writes shards, index and
-    /// rejects. `find_leaks` names those of the accepted ones that are to be left out.
+    /// Validates every image, assigns ids to the accepted ones, and writes shards, index and rejects. `find_leaks`
+    /// returns those of the accepted ones to leave out.
     ///
-    /// All rows of the split come back.
+    /// Returns all rows of the split.
     ///
     /// # Errors
-    /// If too many are rejected, the source changes, there are more images than ids, or a store fails.
+    /// If too many images are rejected, the source changes, there are more images than ids, or a store fails.
     pub(super) fn run(
         self,
         find_leaks: impl FnOnce(&[(usize, ImageInfo)]) -> Vec<(usize, String)>,
@@ -221,7 +221,7 @@ impl PartJob<'_> {
         self.finish(&checked, &instances, &assigned, shards)
     }
 
-    /// Records what is going to be written, before the first of these files is.
+    /// Records the files of the part, before the first of them is written.
     fn record_files(&self, shards: usize) -> Result<(), IngestError> {
         let files = (0..shards).map(|number| self.shard_path(number)).chain(self.part.files());
         Ok(self.work.record_files(files)?)
@@ -284,7 +284,7 @@ impl PartJob<'_> {
         };
         let mut recorded = self.plan.options.clone();
         if let (Some(limit), true) = (options.memory_limit, found.refused.contains_key(OVER_MEMORY_LIMIT)) {
-            // Only then it decides what the shards hold.
+            // Only in this case the limit decides the contents of the shards.
             recorded.insert(MEMORY_LIMIT.into(), limit.into());
         }
         let record = IngestRecord {
@@ -319,12 +319,12 @@ impl PartJob<'_> {
         Ok((split, rows, report))
     }
 
-    /// The name of a shard of the part, by its number in it.
+    /// Returns the name of a shard, given its number in the part.
     fn shard_name(&self, number: usize) -> String {
         format!("shard-{:05}", self.first_shard() + number)
     }
 
-    /// The path of a shard within the dataset's folder.
+    /// Returns the path of a shard within the dataset's folder.
     fn shard_path(&self, number: usize) -> String {
         format!("{}/{}.parquet", self.part.split, self.shard_name(number))
     }
@@ -347,7 +347,7 @@ impl PartJob<'_> {
         Ok(self.work.load(name)?.filter(|written| self.is_there(written)))
     }
 
-    /// Removes shards that the work on this part has recorded and [`Self::write`] has not finished.
+    /// Removes recorded shards of this part that [`Self::write`] has not finished.
     fn remove_unfinished_shards(&self) -> Result<(), StorageError> {
         let (dest, recorded) = (&self.checker.options.dest, self.work.files()?);
         for entry in dest.join(self.part.split).list()? {
@@ -360,8 +360,8 @@ impl PartJob<'_> {
         Ok(())
     }
 
-    /// Forgets the shards that the work has recorded, if they were written when other images were accepted:
-    /// validations may change with `--memory-limit` between a kill and its resume.
+    /// Forgets the recorded shards if they were written for other accepted images: `--memory-limit` may change between
+    /// a kill and its resume, and with it the validations.
     fn keep_shards_for(&self, accepted: Digest) -> Result<(), StorageError> {
         if self.work.load(ACCEPTED)? == Some(accepted) {
             return Ok(());
@@ -375,7 +375,7 @@ impl PartJob<'_> {
         self.work.save(ACCEPTED, &accepted)
     }
 
-    /// Writes a shard; one that an earlier call finished is left as it is.
+    /// Writes a shard, unless an earlier call finished it.
     ///
     /// # Errors
     /// If the source changed since it was checked, or a store fails.
@@ -418,7 +418,7 @@ impl PartJob<'_> {
                 let location = format!("{} in {}", instance.entry.path, options.sources[0]);
                 IngestError::layout(location, "it changed while it was ingested")
             })?;
-            // What the check found is not kept, as it would fill the journal; they are the same again.
+            // Entry points of the check are not kept, as they would fill the journal; they are computed again.
             let points = (options.check == CheckDepth::Full).then(|| entry_points(&bytes)).flatten();
             rows.push(instance.row(Kept { bytes, entry_points: points.map(Into::into) }));
         }
@@ -429,14 +429,14 @@ impl PartJob<'_> {
         self.before.map_or(0, |split| split.shards.len())
     }
 
-    /// The indexes of images of these sizes in the shards.
+    /// Returns the indices of the images in each shard, given their sizes.
     fn shard_indexes(&self, sizes: impl Iterator<Item = u64>) -> Vec<Vec<u32>> {
         let options = self.checker.options;
         let sizes: Vec<u64> = sizes.collect();
         assign(&sizes, options.shuffle_seed, self.part.number as u64, options.shard_bytes)
     }
 
-    /// The images of each shard. Where images stay as they are, the listing's sizes count: they are known first.
+    /// Returns the images of each shard. Unchanged images count with the listed sizes, which are known first.
     fn assign<'b>(&self, instances: &[Instance<'b>]) -> Vec<Vec<Instance<'b>>> {
         let changes = self.checker.options.changes_images();
         let size = |of: &Instance<'_>| if changes { of.info.bytes } else { of.entry.bytes };
@@ -445,7 +445,7 @@ impl PartJob<'_> {
         shards.into_iter().map(images).collect()
     }
 
-    /// The numbers of new ids.
+    /// Returns the range of `count` new ids.
     fn ids(&self, count: usize) -> Result<std::ops::Range<u32>, IngestError> {
         let first = self.rows.len();
         match (u32::try_from(first), u32::try_from(first + count)) {
@@ -466,8 +466,8 @@ impl PartJob<'_> {
     }
 }
 
-/// Assigns images of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
-/// where a shard is full. The shards hold indexes in the list.
+/// Assigns images of these sizes to shards, by their indices in the list. The seed permutes them, so that each shard is
+/// a uniform sample; a shard ends when it is full.
 fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
     let mut order: Vec<u32> = (0..sizes.len() as u32).collect();
     Stream::new(seed, Purpose::ShardOrder, part, 0).shuffle(&mut order);
@@ -486,7 +486,7 @@ fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>
     shards
 }
 
-/// How many appended images are byte for byte in the split already, with the first of them.
+/// Counts the appended images that equal one of the split byte for byte, and names the first.
 fn already_there(before: &[IndexRow], appended: &[IndexRow]) -> Option<AlreadyThere> {
     let held: HashMap<Digest, &IndexRow> = before.iter().rev().map(|row| (row.image, row)).collect();
     let mut found = appended.iter().filter_map(|row| Some((row, *held.get(&row.image)?)));
@@ -495,7 +495,7 @@ fn already_there(before: &[IndexRow], appended: &[IndexRow]) -> Option<AlreadyTh
     Some(AlreadyThere { images: 1 + found.count() as u64, example })
 }
 
-/// The rows of the index, in the order of the ids.
+/// Returns the rows of the index, in the order of the ids.
 fn index_rows(shards: &[Vec<Instance<'_>>], written: &[WrittenShard], first_shard: usize) -> Vec<IndexRow> {
     let mut rows = Vec::with_capacity(shards.iter().map(Vec::len).sum());
     for (shard, (instances, written)) in (first_shard as u32..).zip(shards.iter().zip(written)) {

@@ -1,4 +1,4 @@
-//! What of a source the destination does not hold yet.
+//! Plan of an ingest: the parts of a source that the destination does not contain yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,18 +20,18 @@ pub(super) struct PartPlan<'a> {
     pub fingerprint: Digest,
 }
 
-/// The name of the option in a record; it is there only where an image was rejected by it.
+/// Option in a record that is present only if the limit rejected an image.
 pub(super) const MEMORY_LIMIT: &str = "memory_limit";
 
-/// The file of a part's rejected images, by the file of its index: the manifest names that one alone.
+/// Returns the file of a part's rejected images, given the file of its index, the only one that the manifest names.
 pub(super) fn rejects_file(index_file: &str) -> String {
     let name = index_file.strip_prefix("index/").unwrap_or(index_file);
     format!("rejects/{}.jsonl", name.strip_suffix(".parquet").unwrap_or(name))
 }
 
 impl PartPlan<'_> {
-    /// The file of its index. That of an appended part is in a folder: no split's name has a `/`, so no other split
-    /// has this file.
+    /// Returns the path of the index. That of an appended part is in a folder: split names contain no `/`, so no other
+    /// split has this path.
     pub(super) fn index_file(&self) -> String {
         match self.number {
             0 => format!("index/{}.parquet", self.split),
@@ -39,42 +39,42 @@ impl PartPlan<'_> {
         }
     }
 
-    /// The file of its rejected images.
+    /// Returns the path of the list of rejected images.
     pub(super) fn rejects_file(&self) -> String {
         rejects_file(&self.index_file())
     }
 
-    /// The folder of the work on it. The number comes first, so that no split is taken for the lock or the plan.
+    /// Returns the folder of the part's work. The number comes first, so that no split has the name of lock or plan.
     pub(super) fn work_folder(&self) -> String {
         format!("{:04}-{}", self.number, self.split)
     }
 
-    /// The files that are written for it, beside the shards.
+    /// Returns the paths of the files that are written beside the shards.
     pub(super) fn files(&self) -> [String; 3] {
         [self.index_file(), self.rejects_file(), DUPLICATES_FILE.to_owned()]
     }
 }
 
-/// What is to be done.
+/// Work of an ingest.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     pub parts: Vec<PartPlan<'a>>,
-    /// What of the source is there already, by names, classes and sizes.
+    /// Parts of the source that the dataset already contains, by names, classes and sizes.
     pub held: Vec<PartPlan<'a>>,
-    /// The dataset's classes afterwards.
+    /// Classes of the dataset after the ingest.
     pub classes: Vec<String>,
-    /// Those that an append adds.
+    /// Classes that an append adds.
     pub new_classes: Vec<String>,
-    /// For each of the source's classes its number in the dataset.
+    /// By class of the source: its number in the dataset.
     class_numbers: Vec<ClassId>,
     pub options: BTreeMap<String, serde_json::Value>,
 }
 
 impl<'a> Plan<'a> {
-    /// Compares the source with what the destination holds.
+    /// Compares the source with the contents of the destination.
     ///
     /// # Errors
-    /// If the destination holds other images or other classes under these names.
+    /// If the destination contains other images or other classes under these names.
     pub(super) fn new(
         options: &IngestOptions,
         source: &'a Source,
@@ -103,12 +103,12 @@ impl<'a> Plan<'a> {
         {
             return Err(other(reason));
         }
-        // Training images come last: by then it is known what the other splits hold.
+        // Training images come last, once the images of the other splits are known.
         parts.sort_by_key(|part| part.split == super::TRAINING_SPLIT);
         Ok(Self { parts, held, classes, new_classes, class_numbers, options: recorded })
     }
 
-    /// The evidence that the dataset holds these parts.
+    /// Returns the evidence that the dataset contains these parts.
     pub(super) fn held_by(&self, manifest: &Manifest, source: &Source) -> HeldBy {
         let now = (source.stamps.without() == 0).then(|| source.stamps.digest());
         let mut held_by = HeldBy::Times;
@@ -123,12 +123,12 @@ impl<'a> Plan<'a> {
         held_by
     }
 
-    /// The class of an image in the dataset.
+    /// Returns the class of an image in the dataset.
     pub(super) fn class(&self, entry: &Entry) -> Option<ClassId> {
         entry.class.map(|class| self.class_numbers[class.index()])
     }
 
-    /// What tells this plan from any other.
+    /// Returns a digest that identifies this plan.
     pub(super) fn digest(&self) -> Digest {
         let parts: Vec<_> = self.parts.iter().map(|part| (part.work_folder(), part.fingerprint)).collect();
         let program = super::PROGRAM;
@@ -137,18 +137,18 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Where a destination has a part with the images of a source's split.
+/// State of a source's split in the destination.
 enum PartState {
-    /// It is there, at this position in the split's list of parts.
+    /// The part exists, at this index in the split's list of parts.
     Held(usize),
-    /// It will be there.
+    /// The part will be written, at this index.
     New(usize),
 }
 
-/// Compares a split of the source with what the destination holds.
+/// Compares a split of the source with the contents of the destination.
 ///
 /// # Errors
-/// The reason, if the destination holds other images under this name, or these by other options.
+/// The reason, if the destination contains other images under this name, or these by other options.
 fn find_part(
     split: &str,
     fingerprint: Digest,
@@ -204,10 +204,10 @@ fn find_part(
     Ok(PartState::New(held.ingest.len()))
 }
 
-/// For each of the source's classes its number in the dataset, to whose `classes` new ones are added.
+/// Returns the number in the dataset of each of the source's classes; adds new ones to `classes`.
 ///
 /// # Errors
-/// The reason, if there is no room for a class, or none may be added.
+/// The reason, if there is no room for a class, or no class may be added.
 fn number_classes(
     of_source: &[String],
     classes: &mut Vec<String>,
@@ -228,7 +228,7 @@ fn number_classes(
     of_source.iter().map(number).collect()
 }
 
-/// A fingerprint of names, classes and sizes.
+/// Computes a fingerprint of names, classes and sizes.
 fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     let mut add = |text: &str| {
@@ -243,7 +243,7 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
     hasher.finalize().into()
 }
 
-/// Classes that a line shows.
+/// Number of classes that a line shows.
 const SHOWN_CLASSES: usize = 20;
 
 /// What is said of the classes that an append adds, if there are any.
@@ -252,7 +252,7 @@ pub(super) fn new_classes_line(classes: &[String]) -> Option<String> {
     (count > 0).then(|| format!("new classes: {count} ({})", first_of(classes, SHOWN_CLASSES)))
 }
 
-/// Why classes that are numbers without names do not go together with names.
+/// Returns an error text if one side's classes are numbers without names and the other's are names.
 fn other_kind_of_classes(of_dataset: &[String], of_source: &[String]) -> Option<String> {
     let is_number = |name: &String| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
     let are_numbers = |names: &[String]| names.iter().all(is_number);
@@ -280,7 +280,7 @@ fn orientation_name(is_applied: bool) -> &'static str {
     if is_applied { "apply" } else { "ignore" }
 }
 
-/// The options that decide what the shards hold.
+/// Returns the options that decide the contents of the shards.
 fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Value> {
     let check: &str = options.check.into();
     let mut recorded: BTreeMap<String, serde_json::Value> = BTreeMap::from([
@@ -292,7 +292,7 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
         ("baseline".into(), options.baseline.into()),
         ("drop_leaks".into(), options.drop_leaks.into()),
     ]);
-    // Absent where it is the default: manifests from before the option stay what they are.
+    // Absent for the default, so that manifests of versions before the option stay equal.
     if options.exif_orientation.is_applied() {
         recorded.insert(EXIF_ORIENTATION.into(), orientation_name(true).into());
     }
@@ -308,7 +308,7 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
     recorded
 }
 
-/// The options that differ, with their values then and now.
+/// Describes the options that differ, with their values then and now.
 fn differing(
     before: &BTreeMap<String, serde_json::Value>,
     now: &BTreeMap<String, serde_json::Value>,
@@ -327,36 +327,36 @@ fn differing(
         .collect()
 }
 
-/// What an ingest would do.
+/// Plan of an ingest, as `--plan` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IngestPlan {
-    /// How the source is understood.
+    /// Interpretation of the source.
     #[serde(flatten)]
     pub source: SourcePlan,
-    /// What becomes of it.
+    /// Effect on the destination.
     pub destination: DestinationPlan,
 }
 
-/// What a destination would hold of a source.
+/// Effect of an ingest on its destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DestinationPlan {
     /// The destination.
     pub dest: String,
-    /// Splits whose images it holds already.
+    /// Splits whose images the destination already contains.
     pub held: Vec<String>,
-    /// The evidence for that.
+    /// Evidence for `held`; `None` if there are no such splits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_by: Option<HeldBy>,
-    /// Splits that it would get.
+    /// Splits that the ingest would create.
     pub new: Vec<String>,
-    /// Splits that images would be appended to.
+    /// Splits to which images would be appended.
     pub appended: Vec<String>,
     /// Classes that an append would add.
     pub new_classes: Vec<String>,
 }
 
 impl IngestPlan {
-    /// The plan as lines for people.
+    /// Formats the plan as lines of text.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.source.lines();
         let DestinationPlan { dest, held, held_by, new, appended, new_classes } = &self.destination;

@@ -1,7 +1,7 @@
-//! A small labelled image set, drawn: textured shapes on cluttered ground.
+//! A small synthetic labelled image set: textured shapes on cluttered ground.
 //!
-//! A class is a shape and a texture. Pose, size, hues, ground and noise are random and say nothing of it; so
-//! raw pixels tell little, and an encoder that learned to ignore crops and colours tells much.
+//! A class is a shape and a texture. Pose, size, hues, ground and noise are random and independent of the class. So
+//! raw pixels tell little about it, and an encoder that learned to ignore crops and colours tells much.
 
 use std::f64::consts::{PI, TAU};
 use std::path::PathBuf;
@@ -15,13 +15,13 @@ use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Location, PublishMode, StorageError};
 
-/// Luma of the three inks, 0..255: a shape can be told from its ground whatever the hues.
+/// Luma of the three inks, 0..255, which separates a shape from its ground whatever the hues.
 const INK: (f64, f64) = (20.0, 80.0);
 const GROUND: (f64, f64) = (110.0, 150.0);
 const OTHER_INK: (f64, f64) = (185.0, 240.0);
-/// The quality of the JPEG files.
+/// Quality of the JPEG files.
 const QUALITY: u8 = 90;
-/// Classes: every shape has two textures.
+/// Classes, each a shape with a texture.
 const CLASSES: [(&str, Shape, Texture); 10] = [
     ("checked_disc", Shape::Disc, Texture::Checks),
     ("dotted_star", Shape::Star, Texture::Dots),
@@ -54,18 +54,18 @@ enum Texture {
     Rings,
 }
 
-/// What to draw, and where to.
+/// Options of the image set.
 #[derive(Clone, Debug)]
 pub struct SynthOptions {
-    /// The folder; it must be empty or absent.
+    /// Folder, which must be empty or absent.
     pub dest: PathBuf,
-    /// Training images of each class.
+    /// Number of training images of each class.
     pub train_per_class: usize,
-    /// Validation images of each class.
+    /// Number of validation images of each class.
     pub val_per_class: usize,
-    /// The side of an image, in pixels.
+    /// Side of an image, in pixels.
     pub image_size: u32,
-    /// The seed of everything random.
+    /// Seed of all random values.
     pub seed: u64,
 }
 
@@ -81,32 +81,32 @@ impl Default for SynthOptions {
     }
 }
 
-/// What was drawn.
+/// Result of drawing an image set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SynthReport {
-    /// The folder.
+    /// Folder of the images.
     pub dest: String,
-    /// The classes.
+    /// Names of the classes.
     pub classes: Vec<String>,
-    /// Images in all.
+    /// Total number of images.
     pub images: usize,
-    /// Whether the very same set was there before.
+    /// Whether the same set existed before.
     pub already_done: bool,
 }
 
-/// An image set cannot be drawn.
+/// Error from drawing an image set.
 #[derive(Debug, thiserror::Error)]
 pub enum SynthError {
-    /// Something else is there.
+    /// The folder contains something else.
     #[error("{dest}: it is not empty, and not this image set")]
     NotEmpty {
         /// The folder.
         dest: String,
     },
-    /// A size or a number makes no sense.
+    /// A size or a number is out of range.
     #[error("{reason}")]
     Options {
-        /// What is wrong.
+        /// Valid range.
         reason: &'static str,
     },
     /// A file cannot be written.
@@ -115,7 +115,7 @@ pub enum SynthError {
 }
 
 impl SynthError {
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::NotEmpty { .. } | Self::Options { .. } => Failure::Usage,
@@ -127,13 +127,13 @@ impl SynthError {
 /// Draws the image set in ImageFolder layout, `train/<class>/0000.jpg` and `val/<class>/0000.jpg`.
 ///
 /// # Errors
-/// If something else is in the folder or it cannot be written.
+/// If something else is in the folder, or it cannot be written.
 pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthReport, SynthError> {
     if options.image_size < 16 || options.train_per_class == 0 {
         return Err(SynthError::Options { reason: "images have at least 16 pixels, and classes one image" });
     }
     let dest = Location::from_path(&options.dest)?;
-    // Written last: says that the set is whole and what it was drawn from.
+    // Written last: records that the set is complete, and its options.
     let mark = dest.join("synth.json");
     let recipe = serde_json::json!({
         "train_per_class": options.train_per_class,
@@ -177,7 +177,7 @@ pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthRep
     Ok(report(false))
 }
 
-/// Where a shape is and how it looks.
+/// Position and look of a shape, with its ground.
 struct Scene {
     centre: (f64, f64),
     radius: f64,
@@ -213,7 +213,7 @@ impl Scene {
         }
     }
 
-    /// The colour at a point of the image, whose corners are at ±1.
+    /// Returns the colour at a point of the image, whose corners are at ±1.
     fn at(&self, x: f64, y: f64, shape: Shape, texture: Texture) -> [f64; 3] {
         let (dx, dy) = ((x - self.centre.0) / self.radius, (y - self.centre.1) / self.radius);
         let (sin, cos) = self.angle.sin_cos();
@@ -231,7 +231,7 @@ impl Scene {
 }
 
 impl Shape {
-    /// Whether a point is inside of the shape, which is about as large as the unit disc.
+    /// Returns whether a point is inside of the shape, which is about as large as the unit disc.
     fn contains(self, u: f64, v: f64) -> bool {
         let radius = libm::hypot(u, v);
         let turn = v.atan2(u);
@@ -261,7 +261,7 @@ impl Texture {
     }
 }
 
-/// Any colour whose luma (ITU-R BT.601) is in the range.
+/// Draws a colour whose luma (ITU-R BT.601) is in the range.
 fn colour(stream: &mut Stream, luma: (f64, f64)) -> [f64; 3] {
     loop {
         let drawn: [f64; 3] = std::array::from_fn(|_| stream.range(0.0, 255.0));
@@ -272,7 +272,7 @@ fn colour(stream: &mut Stream, luma: (f64, f64)) -> [f64; 3] {
     }
 }
 
-/// Draws one image, four samples a pixel.
+/// Draws one image, with four samples for each pixel.
 fn draw(options: &SynthOptions, class: usize, number: usize) -> DecodedImage {
     let mut stream = Stream::new(options.seed, Purpose::Synth, class as u64, number as u64);
     let scene = Scene::random(&mut stream);

@@ -30,7 +30,7 @@ fn png() -> Vec<u8> {
     encode_png(&DecodedImage { width: 2, height: 2, rgb: vec![9; 12] }).expect("encoded")
 }
 
-/// An ImageFolder of 2 classes with 6 images each; one is a PNG that calls itself a JPEG.
+/// Makes an ImageFolder of 2 classes with 6 images each; one is a PNG named as a JPEG.
 fn folder(root: &Path) {
     for (class, first) in [("cat", 1), ("dog breed", 50)] {
         for number in 0..6 {
@@ -64,7 +64,7 @@ fn into_split(name: &str, base: IngestOptions) -> IngestOptions {
     IngestOptions { split: Some(name.into()), ..base }
 }
 
-/// Writes other bytes of the same size into a file, which keeps its modification time.
+/// Replaces a file by other bytes of the same size, and keeps its modification time.
 fn replace_unnoticed(path: &Path, bytes: &[u8]) {
     let before = fs::metadata(path).expect("a file");
     assert_eq!(before.len(), bytes.len() as u64);
@@ -80,7 +80,7 @@ fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-/// The rows of the split `train` in the order of their ids.
+/// Reads the rows of the split `train` in the order of their ids.
 fn rows(dataset: &Location, manifest: &Manifest) -> Vec<Row> {
     let split = &manifest.splits["train"];
     let mut rows = Vec::new();
@@ -121,7 +121,7 @@ impl Fixture {
         verify(&location(&self.dest), &self.manifest(), &entry_points, &Quiet).expect("whole");
     }
 
-    /// The lines of the rejected images of `train`.
+    /// Reads the lines of the rejected images of `train`.
     fn rejects(&self) -> String {
         fs::read_to_string(self.dest.join("rejects/train.jsonl")).expect("rejects")
     }
@@ -148,19 +148,19 @@ fn ingested() -> Fixture {
     at
 }
 
-/// Writes a file into a folder that is made where it is not there.
+/// Writes a file, and creates its folder if it is missing.
 fn write(file: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
     fs::create_dir_all(file.as_ref().parent().expect("a folder")).expect("a folder");
     fs::write(file, bytes).expect("a file");
 }
 
-/// The same options, under which any number of images may be rejected.
+/// Allows any number of rejected images.
 fn lenient(options: IngestOptions) -> IngestOptions {
     IngestOptions { max_reject_fraction: Fraction::new(1.0).expect("valid"), ..options }
 }
 
-/// Ingests images with these names and contents beside a good one; what was accepted and why the rest was
-/// rejected, by name.
+/// Ingests images with these names and contents beside a good one; returns the accepted rows, and the name and reason
+/// of each rejected image.
 fn verdicts(
     images: &[(&str, Vec<u8>)],
     change: impl Fn(&mut IngestOptions),
@@ -197,7 +197,7 @@ fn progressive() -> Vec<u8> {
     })
 }
 
-/// A Parquet table of encoded images and labels, without names of files; perhaps with Hugging Face's names of classes.
+/// Makes a Parquet table of encoded images and labels, without file names; optionally with Hugging Face class names.
 fn parquet_table(images: &[(i64, Vec<u8>)], classes: Option<&[&str]>) -> Vec<u8> {
     use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch};
     use arrow::datatypes::{DataType, Field, Schema};
@@ -216,7 +216,7 @@ fn parquet_table(images: &[(i64, Vec<u8>)], classes: Option<&[&str]>) -> Vec<u8>
     parquet_of(&batch)
 }
 
-/// A Parquet file of these rows.
+/// Encodes these rows as a Parquet file.
 fn parquet_of(batch: &arrow::array::RecordBatch) -> Vec<u8> {
     let mut file = Vec::new();
     let mut writer = parquet::arrow::ArrowWriter::try_new(&mut file, batch.schema(), None).expect("a writer");
@@ -422,12 +422,12 @@ fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
     }
 }
 
-/// The shards of the split, by name.
+/// Returns the shards of the split, by name.
 fn shards(at: &Fixture) -> Vec<(String, Vec<u8>)> {
     files(&at.dest).into_iter().filter(|(name, _)| name.starts_with("train/")).collect()
 }
 
-/// Ingests twice over: with one pass as far as it goes, and with two from the start.
+/// Ingests twice: with one pass as far as it gets, and with two passes from the start.
 fn both_ways(change: impl Fn(&Path)) -> [Vec<(String, Vec<u8>)>; 2] {
     [false, true].map(|drop_leaks| {
         let at = with_folder();
@@ -472,7 +472,7 @@ fn a_failed_ingest_leaves_no_shards() {
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
     ingest(&at.options(), &Quiet).expect_err("1 of 12 is too many");
     assert_eq!(shards(&at), []);
-    // What was found out is not found out again: the images may be gone.
+    // Results of the first pass are not computed again: the images may be gone.
     replace_unnoticed(&at.source.join("cat/5.jpg"), &[0; 100]);
     ingest(&lenient(at.options()), &Quiet).expect("ingested");
     assert!(at.rejects().contains("JPEG: "), "{}", at.rejects());
@@ -508,7 +508,7 @@ fn a_measurement_of_images_without_bytes_ends_with_an_error() {
 #[test]
 fn results_of_several_threads_have_the_order_of_a_loop_and_its_error() {
     let waits = |number: usize| {
-        // The first ones end last.
+        // The first numbers finish last.
         std::thread::sleep(std::time::Duration::from_millis(5_u64.saturating_sub(number as u64)));
         if number < 90 { Ok(number) } else { Err(number) }
     };

@@ -21,14 +21,14 @@ use crate::image::{
 use crate::progress::Progress;
 use crate::storage::Digest;
 
-/// Images whose validations are saved together: what a kill can cost.
+/// Number of images whose validations are saved together, which is what a kill can lose.
 const IMAGES_OF_CHUNK: usize = 4096;
-/// Images that a thread fetches together.
+/// Number of images that a thread fetches together.
 pub(super) const IMAGES_AT_ONCE: usize = 16;
-/// The size above which a file is rejected unread, in bytes.
+/// Size in bytes above which a file is rejected unread.
 const MOST_IMAGE_BYTES: u64 = 1 << 30;
 
-/// What the check found out about an image, as it goes into a shard.
+/// Information from the check of an image, as it goes into a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ImageInfo {
     pub width: u32,
@@ -50,23 +50,23 @@ pub(super) enum Change {
     Baseline,
 }
 
-/// Why an image is rejected.
+/// Reason for which an image is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rejection {
-    /// The kind of reason, for counting.
+    /// Kind of the reason, for counting.
     pub kind: String,
     pub reason: String,
 }
 
-/// The outcome of validating an image.
+/// Outcome of validating an image.
 pub(super) type Validation = Result<ImageInfo, Rejection>;
 
-/// What is kept of an image that was checked.
+/// Data kept of an image that was checked.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kept {
-    /// Its bytes as they are in the source; none of an image that is not read.
+    /// Bytes as in the source; empty if the image was not read.
     pub bytes: Bytes,
-    /// Where decoding can start within them, if that is known.
+    /// Entry points, if known, at which decoding of these bytes can start.
     pub entry_points: Option<Bytes>,
 }
 
@@ -186,11 +186,11 @@ pub(super) fn unreadable(entry: &Entry) -> Option<Rejection> {
     }
 }
 
-/// Checks an image, and says what goes into a shard: its bytes, or others where that is asked for. Entry
-/// points are those of the source's bytes, where they are decoded and stay as they are.
+/// Checks an image, and describes the bytes for the shard: its own, or rewritten ones. Entry points are returned only
+/// if the source's bytes are decoded and kept.
 ///
 /// # Errors
-/// If it is not an image, or a bad or too large one.
+/// If the source is not an image, or a bad or too large one.
 pub(super) fn prepare(
     source: &[u8],
     options: &IngestOptions,
@@ -202,7 +202,7 @@ pub(super) fn prepare(
         return Ok((info(&encoded, header, view_hash(&luma(&image)), Some(Change::Smaller)), None));
     }
     let orientation = options.exif_orientation.of(source);
-    // The source is checked, not what is made of it: repairs may then trust it.
+    // The source is checked, not the rewritten image, so that `repair` may trust it.
     let limits = limits(options);
     let (header, view, entry_points) = match options.check {
         CheckDepth::Full => {
@@ -232,10 +232,10 @@ fn info(bytes: &[u8], header: Header, view: Option<ViewHash>, change: Option<Cha
     }
 }
 
-/// The image made smaller; `None` where it is small enough, or that is not asked for.
+/// Shrinks an image; `None` if it is small enough, or no limit is given.
 ///
 /// # Errors
-/// If it is not an image, or a bad or too large one.
+/// If the source is not an image, or a bad or too large one.
 fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<DecodedImage>, ImageError> {
     let (max_side, short_side) = (options.max_side, options.short_side);
     if max_side.is_none() && short_side.is_none() {
@@ -261,7 +261,7 @@ fn baseline(source: &[u8], options: &IngestOptions) -> Option<Vec<u8>> {
     (pixels(source)? == pixels(&baseline)?).then_some(baseline)
 }
 
-/// The bytes that validating the same source gave, without its checks; `None` if the source is another one.
+/// Repeats the rewrite of validation, without its checks; `None` if the source differs.
 pub(super) fn rewrite(source: &[u8], change: Change, options: &IngestOptions) -> Option<Vec<u8>> {
     match change {
         Change::Smaller => encode_jpeg(&smaller(source, options).ok()??, options.quality).ok(),
@@ -269,7 +269,7 @@ pub(super) fn rewrite(source: &[u8], change: Change, options: &IngestOptions) ->
     }
 }
 
-/// What is accepted under these options.
+/// Returns the limits of accepted images under these options.
 fn limits(options: &IngestOptions) -> Limits {
     Limits { max_pixels: options.max_pixels }
 }

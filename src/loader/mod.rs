@@ -1,13 +1,12 @@
 //! The loader: from a dataset to batches of pixels.
 //!
-//! [`Loader`] gives the augmented batches of epochs, one after the other; [`evaluation_batches`] every image
-//! once. A batch carries the ids of its instances. The order is a function of (seed, epoch) and the shuffle,
-//! the pixels of an instance a function of (seed, epoch, instance): neither depends on threads, prefetch,
-//! memory, cache, location or resume. The module knows no tensors. Stages know no files; a [`Source`] gives the bytes.
+//! [`Loader`] yields the augmented batches of epochs, one after the other; [`evaluation_batches`] yields every image
+//! once. A batch carries the ids of its instances. The order is a function of (seed, epoch) and the shuffle, and the
+//! pixels of an instance are a function of (seed, epoch, instance). Neither depends on threads, prefetch, memory,
+//! cache, location or resume. The module knows no tensors. Stages know no files; a [`Source`] reads the bytes.
 //!
-//! Invariants: every instance is in exactly one batch of an epoch; an error in any stage reaches the
-//! consumer; dropping a loader ends its threads; encoded images, decoding and batches together hold to the
-//! memory limit.
+//! Invariants: every instance is in exactly one batch of an epoch; an error in any stage reaches the consumer; dropping
+//! a loader ends its threads; encoded images, decoding and batches together stay within the memory limit.
 
 mod options;
 mod pipeline;
@@ -33,18 +32,18 @@ use crate::ids::InstanceId;
 use crate::image::ImageError;
 use crate::storage::StorageError;
 
-/// A batch cannot be made.
+/// Error from making a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum LoaderError {
     /// The dataset cannot be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// An image cannot be decoded, although it could when it was ingested.
+    /// An image cannot be decoded, although ingest could decode it.
     #[error("instance {id} ({record}): the image cannot be decoded")]
     Image {
         /// The instance.
         id: InstanceId,
-        /// Its record.
+        /// Record of the instance.
         record: String,
         /// The cause.
         #[source]
@@ -53,36 +52,36 @@ pub enum LoaderError {
     /// More images are corrupt than may be left out.
     #[error("{corrupt} images are corrupt, at most {limit} may be left out; the last one")]
     TooManyCorrupt {
-        /// How many there are so far.
+        /// Number of corrupt images so far.
         corrupt: u64,
-        /// How many may be.
+        /// Maximum number of corrupt images.
         limit: u64,
-        /// What is wrong with the last one.
+        /// Error of the last corrupt image.
         #[source]
         source: Arc<LoaderError>,
     },
-    /// What the options need does not fit into the memory that they allow.
+    /// The options need more memory than the limit allows.
     #[error(
         "{what}: needs {:.1} MiB, the limit is {:.1} MiB; raise `--memory-limit` or {advice}",
         mebibytes(.needed), mebibytes(.limit)
     )]
     Memory {
-        /// What needs the memory.
+        /// Part of the loader that needs the memory.
         what: &'static str,
-        /// The bytes that it needs.
+        /// Number of bytes that are needed.
         needed: u64,
-        /// The bytes that are allowed.
+        /// Number of bytes that are allowed.
         limit: u64,
-        /// What else to change.
+        /// Alternative to raising the limit.
         advice: &'static str,
     },
-    /// The cache's folder cannot be used.
+    /// The folder of the cache cannot be used.
     #[error("the cache cannot be used")]
     Cache(#[source] StorageError),
-    /// The loader was dropped while it read; no caller receives this.
+    /// The loader was dropped during a read; no caller receives this.
     #[error("the loader was stopped")]
     Stopped,
-    /// One error of several rows.
+    /// An error that several rows share.
     #[error(transparent)]
     Shared(Arc<LoaderError>),
     /// The threads cannot be started.
@@ -91,7 +90,7 @@ pub enum LoaderError {
 }
 
 impl LoaderError {
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Dataset(error) => error.failure(),
@@ -103,7 +102,7 @@ impl LoaderError {
         }
     }
 
-    /// Whether the data themselves are wrong or missing, so that another try cannot help.
+    /// Returns whether the data themselves are wrong or missing, so that a retry cannot help.
     pub fn is_corruption(&self) -> bool {
         match self {
             Self::Dataset(DatasetError::Storage(error)) => error.is_not_found(),

@@ -1,4 +1,4 @@
-//! How an epoch is loaded, and what memory its stages get.
+//! Options of an epoch, and the division of memory between the stages.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -9,50 +9,50 @@ use super::source::Source;
 use crate::ids::RankShare;
 use crate::run_config::OnCorrupt;
 
-/// The memory limit where none is given, in bytes.
+/// Default memory limit, in bytes.
 const DEFAULT_MEMORY: u64 = 4 << 30;
-/// The most memory for decoding that each thread can use, in bytes: an image of 40 megapixels.
+/// Maximum memory for decoding that each thread can use, in bytes: an image of 40 megapixels.
 const DECODE_MEMORY_OF_A_THREAD: u64 = 256 << 20;
-/// Steps that are read ahead of those that are decoded, where rows are read by themselves.
+/// Number of steps that reading is ahead of decoding, where rows are read alone.
 const STEPS_READ_AHEAD: u64 = 4;
-/// Threads that make batches in turn, so that the last image of one does not keep the pool idle.
+/// Number of threads that make batches in turn, so that the last image of one batch does not leave the pool idle.
 pub(super) const DECODE_WORKERS: usize = 2;
 
-/// How epochs are loaded.
+/// Options for loading epochs.
 ///
-/// Of these, `batch_size`, `seed`, `shuffle`, `drop_last`, the epoch and the step decide which images a batch
-/// has and what they look like; nothing else does.
+/// Only `batch_size`, `seed`, `shuffle`, `drop_last`, the epoch and the step decide the images of a batch and their
+/// pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions {
-    /// Images of a global batch.
+    /// Number of images in a global batch.
     pub batch_size: usize,
-    /// The seed of order and pixels.
+    /// Seed of order and pixels.
     pub seed: u64,
-    /// The first epoch.
+    /// First epoch.
     pub epoch: u64,
-    /// Epochs, one after the other without a pause.
+    /// Number of epochs, loaded one after the other without a pause.
     pub epochs: u64,
-    /// The first step that is needed of the first epoch; earlier ones are not read.
+    /// First step needed of the first epoch; earlier ones are not read.
     pub first_step: u64,
-    /// How instances are mixed.
+    /// Order of the instances.
     pub shuffle: Shuffle,
     /// Leave out the last batch if it is short.
     pub drop_last: bool,
-    /// What this rank loads of each global batch.
+    /// Share of this rank in each global batch.
     pub share: RankShare,
-    /// The micro-batches of a batch, each assigned to all ranks.
+    /// Number of micro-batches of a batch, each assigned to all ranks.
     pub micro_batches: usize,
-    /// Threads that decode and augment; 0 for one on each core.
+    /// Number of threads that decode and augment; 0 for one on each core.
     pub threads: usize,
-    /// Threads that read.
+    /// Number of threads that read.
     pub read_threads: usize,
-    /// Batches that are made ahead of need.
+    /// Number of batches that are made in advance.
     pub prefetch: usize,
-    /// The memory of the whole loader in bytes; 0 for a default.
+    /// Memory of the whole loader in bytes; 0 for a default.
     pub memory_limit: u64,
-    /// What happens to an image that is missing or corrupt.
+    /// Treatment of an image that is missing or corrupt.
     pub on_corrupt: OnCorrupt,
-    /// The most distinct instances that may be left out.
+    /// Maximum number of distinct instances that may be left out.
     pub max_corrupt: u64,
 }
 
@@ -79,7 +79,7 @@ impl Default for LoaderOptions {
 }
 
 impl LoaderOptions {
-    /// The steps of an epoch.
+    /// Returns the number of steps in an epoch.
     pub fn steps(&self, instances: usize) -> u64 {
         let (instances, batch) = (instances as u64, self.batch_size as u64);
         if self.drop_last { instances / batch } else { instances.div_ceil(batch) }
@@ -107,7 +107,7 @@ impl LoaderOptions {
         let limit = if self.memory_limit == 0 { DEFAULT_MEMORY } else { self.memory_limit };
         let own = self.share.of(self.batch_size).len() as u64;
         let portions = self.portions(source, passes);
-        // Those ready, one with each worker, one with the consumer, one given back.
+        // The prefetched batches, one with each worker, one with the consumer, and one that was returned.
         let batches = self.prefetch.max(DECODE_WORKERS) as u64 + DECODE_WORKERS as u64 + 2;
         let fixed = source.instances().held_bytes + batches * own * 3 * u64::from(side).pow(2);
         let rest = limit.saturating_sub(fixed);
@@ -136,11 +136,11 @@ impl LoaderOptions {
     }
 }
 
-/// A limit on the bytes that are held at once; a request for more waits until others give back.
+/// A limit on the bytes that are held at once; a request beyond it waits until others release bytes.
 ///
-/// A request above the whole budget is granted when nothing else is held: it cannot be split, and it must not wait for
-/// ever. Nor does a request wait while the consumer starves for its bytes: so wrong estimates cannot make the two wait
-/// for each other.
+/// A request above the whole budget is granted once nothing else is held: it cannot be split, and must not wait
+/// forever. A request is also granted while the consumer waits for bytes and no read is under way, so wrong estimates
+/// cannot cause a deadlock.
 #[derive(Clone, Debug)]
 pub(super) struct Budget(Arc<Shared>);
 
@@ -155,7 +155,7 @@ struct Shared {
 struct State {
     held: u64,
     peak: u64,
-    /// Reads under way whose bytes have not reached the consumer.
+    /// Number of started reads whose bytes have not reached the consumer.
     in_flight: u64,
     starving: bool,
     closed: bool,
@@ -166,7 +166,7 @@ impl Budget {
         Self(Arc::new(Shared { limit, state: Mutex::default(), changed: Condvar::new() }))
     }
 
-    /// Waits for `bytes`; `None` once the budget is closed.
+    /// Waits for `bytes`; returns `None` once the budget is closed.
     pub(super) fn acquire(&self, bytes: u64) -> Option<Permit> {
         let mut state = self.0.lock();
         loop {
@@ -183,12 +183,12 @@ impl Budget {
         }
     }
 
-    /// Counts a read that was started.
+    /// Counts a started read.
     pub(super) fn started(&self) {
         self.0.lock().in_flight += 1;
     }
 
-    /// Waits for the bytes of a read.
+    /// Runs `wait`, which receives the bytes of a read, while the consumer counts as starving.
     pub(super) fn starve_for<T>(&self, wait: impl FnOnce() -> T) -> T {
         self.0.lock().starving = true;
         self.0.changed.notify_all();
@@ -205,7 +205,7 @@ impl Budget {
         self.0.changed.notify_all();
     }
 
-    /// The most bytes that were held at once.
+    /// Returns the maximum number of bytes that were held at once.
     pub(super) fn peak(&self) -> u64 {
         self.0.lock().peak
     }
@@ -217,7 +217,7 @@ impl Shared {
     }
 }
 
-/// Bytes of a budget that are held; dropping it gives them back.
+/// Bytes of a budget that are held; dropping the permit releases them.
 #[derive(Debug)]
 pub(super) struct Permit {
     budget: Budget,
@@ -225,8 +225,8 @@ pub(super) struct Permit {
 }
 
 impl Permit {
-    /// Splits the permit into one for each of `sizes`. What they leave is given back. What they need beyond was
-    /// underestimated, and is taken without waiting: the bytes are there already.
+    /// Splits the permit into one for each of `sizes`. A remainder is released. Bytes beyond the permit were
+    /// underestimated, and are taken without waiting, since they are in memory already.
     pub(super) fn split(mut self, sizes: &[u64]) -> Vec<Permit> {
         let needed: u64 = sizes.iter().sum();
         let mut state = self.budget.0.lock();

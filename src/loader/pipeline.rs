@@ -1,4 +1,4 @@
-//! The loader's threads, and the batches that they make ahead of need.
+//! Threads of the loader, which make batches in advance.
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -20,18 +20,18 @@ use crate::failure::chain;
 use crate::ids::BankRow;
 use crate::run_config::OnCorrupt;
 
-/// The interval at which a waiting consumer checks whether it should stop.
+/// Interval at which a waiting consumer checks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The batches of some epochs in order, made by its threads.
+/// Iterator over the batches of some epochs in order, made by its own threads.
 ///
-/// Dropping it ends the threads at once, whatever they are doing.
+/// Dropping the loader ends the threads at once, whatever they are doing.
 #[derive(Debug)]
 pub struct Loader {
-    /// The workers' batches; the workers take turns. Empty once the loader has ended.
+    /// Receivers of the workers' batches; the workers take turns. Empty once the loader has ended.
     workers: Vec<Receiver<DecodedBatch>>,
     turn: usize,
-    /// The epoch and step of the next batch.
+    /// Epoch and step of the next batch.
     next: (u64, u64),
     steps: u64,
     threads: Vec<JoinHandle<()>>,
@@ -62,25 +62,25 @@ impl Loader {
         Self::spawn(source, view, Passes::Shuffled, options)
     }
 
-    /// How long the consumer has waited for batches so far.
+    /// Returns the time that the consumer has waited for batches so far.
     pub fn waited(&self) -> Duration {
         Duration::from_nanos(self.counters.consumer_wait.get())
     }
 
-    /// The statistics so far.
+    /// Returns the statistics so far.
     pub fn stats(&self) -> LoaderStats {
         let seconds = self.started.elapsed().as_secs_f64();
         LoaderStats::new(&self.counters, seconds, self.thread_counts, self.shutdown.fetched.peak())
     }
 
-    /// The next batch of this epoch; `None` when the epoch is over, or soon after `stop` was set.
+    /// Returns the next batch of this epoch; `None` when the epoch is over, or soon after `stop` was set.
     pub fn next_of(&mut self, epoch: u64, stop: &AtomicBool) -> Option<Result<Batch, LoaderError>> {
         if self.next.0 == epoch { self.receive(Some(stop)) } else { None }
     }
 
-    /// Takes back the memory of a batch.
+    /// Takes back the memory of a batch for reuse.
     pub fn give_back(&self, batch: Batch) {
-        // Where enough are waiting to be used again, it is freed.
+        // The buffer is freed if enough others wait for reuse.
         let _ = self.buffers.try_send(batch.pixels);
     }
 
@@ -189,7 +189,7 @@ impl Loader {
             Ok(made) => made,
             Err(RecvTimeoutError::Timeout) => return None,
             Err(RecvTimeoutError::Disconnected) => {
-                // All threads are done; if one panicked, so does the consumer.
+                // All threads have ended; if one panicked, the consumer panics, too.
                 if let Some(panic) = self.join() {
                     std::panic::resume_unwind(panic);
                 }
@@ -207,7 +207,7 @@ impl Loader {
         Some(batch)
     }
 
-    /// Counts or reports the images missing from a batch, in the order of batches, so that threads do not matter.
+    /// Counts or reports the images missing from a batch. The order of batches makes this independent of threads.
     fn accept(&mut self, made: DecodedBatch) -> Result<Batch, LoaderError> {
         for (bank_row, error) in made.missing {
             let owned = |error| Arc::try_unwrap(error).unwrap_or_else(LoaderError::Shared);
@@ -226,13 +226,13 @@ impl Loader {
         Ok(made.batch)
     }
 
-    /// Ends all threads and waits for each of them; gives the first panic.
+    /// Ends all threads and waits for each of them; returns the first panic.
     fn join(&mut self) -> Option<Box<dyn Any + Send>> {
         self.shutdown.end_all();
-        // Without a receiver a worker that waits to send gives up, and all stages before it.
+        // Without a receiver, a worker that waits to send stops, and so do all stages before it.
         self.workers.clear();
         let panics = self.threads.drain(..).filter_map(|thread| thread.join().err());
-        // Collected, so that no thread is left behind when the first one is found.
+        // Collected, so that all threads are joined after the first panic.
         panics.collect::<Vec<_>>().into_iter().next()
     }
 }
@@ -247,12 +247,12 @@ impl Iterator for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        // A panic was for the consumer, which wants no more batches.
+        // A panic is meant for the consumer, which wants no more batches.
         let _ = self.join();
     }
 }
 
-/// Every image of a source exactly once, in the stored order, under the evaluation transform.
+/// Loads every image of a source exactly once, in the stored order, under the evaluation transform.
 ///
 /// # Errors
 /// If threads cannot be started.
@@ -269,11 +269,11 @@ pub fn evaluation_batches(
     Loader::spawn(source, View::Evaluation(transform), Passes::Stored, options)
 }
 
-/// Every image of a source exactly once under the evaluation transform, in the order of these options' first
-/// epoch. Each rank reads its own region. The last batch may be short.
+/// Loads every image of a source exactly once under the evaluation transform, in the order of epoch 0 under these
+/// options. Each rank reads its own region. The last batch may be short.
 ///
 /// # Errors
-/// If threads cannot be started, or the memory does not suffice.
+/// If threads cannot be started, or the memory limit is too small.
 ///
 /// # Panics
 /// If the batch size is 0.
@@ -286,7 +286,7 @@ pub fn evaluation_epoch(
     Loader::spawn(source, View::Evaluation(transform), Passes::Shuffled, options)
 }
 
-/// Ends all stages.
+/// Signal that ends all stages.
 #[derive(Clone, Debug)]
 struct Shutdown {
     context: ReadContext,

@@ -1,7 +1,7 @@
-//! What is read when: the steps of a run, and before each what has to be fetched for it.
+//! The plan of all reads: the steps of a run, and the fetches that each step needs.
 //!
-//! A plan is a function of the options and the layout alone, and knows the future: the fetcher follows it
-//! ahead of need, over the end of an epoch into the next.
+//! A plan is a function of the options and the layout alone, and therefore knows the future: the fetcher follows it in
+//! advance, across the end of an epoch into the next.
 //! A step has a [`GlobalBatch`], the images of all ranks; each rank loads its own as a [`Batch`].
 
 pub(super) mod order;
@@ -15,10 +15,10 @@ use super::LoaderOptions;
 use super::source::Source;
 use crate::ids::{BankRow, BatchIndex, ClassId, InstanceId, RankShare, even_range};
 
-/// Rows that one read task fetches one after the other.
+/// Number of rows that one read task fetches one after the other.
 const ROWS_OF_A_FETCH: usize = 16;
 
-/// Which images a plan goes through, in which order.
+/// Images that a plan visits, and their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passes {
     /// Epochs, each in its own order.
@@ -27,34 +27,34 @@ pub(super) enum Passes {
     Stored,
 }
 
-/// In which portions a source is read.
+/// Portions in which a source is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Portions {
-    /// Rows by themselves.
+    /// Rows alone.
     Rows,
     /// Whole row groups.
     Groups,
 }
 
-/// One step.
+/// One step of the plan.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub epoch: u64,
     pub step: u64,
     pub global: Arc<GlobalBatch>,
-    /// The images of it that are made here, ascending.
+    /// Images of the global batch that this rank loads, ascending.
     pub own: Vec<BatchIndex>,
-    /// Rows that arrive with others, but no step needs them.
+    /// Rows that arrive with others, but that no step needs.
     pub discard: Vec<BankRow>,
-    /// The number of fetches since the start that must have arrived.
+    /// Number of fetches since the start that must have arrived.
     pub needs: u64,
 }
 
-/// One portion to read.
+/// A portion to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fetch {
     Rows(Vec<BankRow>),
-    /// A row group, and when it is needed next, counted in row groups from the first epoch on.
+    /// A row group, and the time of its next use, counted in row groups from epoch 0 on.
     Group {
         group: usize,
         next_use: u64,
@@ -67,20 +67,20 @@ enum Order {
     Grouped(GroupedOrder),
 }
 
-/// The steps in their order, each with what is fetched before it.
+/// Iterator over the steps in order, each with the fetches before it.
 pub(super) struct Planner {
     source: Arc<dyn Source>,
     options: LoaderOptions,
     passes: Passes,
     portions: Portions,
     order: Order,
-    /// By bank row: its slot in the order of the shards; empty where one rank has all.
+    /// By bank row: slot in the order of the shards; empty if there is only one rank.
     slots: Vec<u32>,
-    /// When each row group is needed in the epoch after this one.
+    /// By row group: time of its use in the next epoch.
     uses_after: Vec<u64>,
     epoch: u64,
     step: u64,
-    /// The next window to fetch.
+    /// Next window to fetch.
     window: usize,
     fetches: u64,
 }
@@ -111,7 +111,7 @@ impl Planner {
         planner
     }
 
-    /// When each row group is needed first.
+    /// Returns the time at which each row group is first needed.
     pub(super) fn first_uses(&self) -> Vec<u64> {
         let Order::Grouped(order) = &self.order else { return Vec::new() };
         let first: u64 = (0..self.window).map(|window| order.groups(window).len() as u64).sum();
@@ -123,7 +123,7 @@ impl Planner {
         ranks.into_iter().zip(&self.uses_after).map(use_of).collect()
     }
 
-    /// The bytes of the largest window, for reading whole row groups.
+    /// Returns the bytes of the largest window, if whole row groups are read.
     pub(super) fn largest_window(source: &dyn Source, options: &LoaderOptions, passes: Passes) -> u64 {
         let layout = source.layout();
         let bytes = |order: &GroupedOrder| {
@@ -174,7 +174,7 @@ impl Planner {
         self.uses_after = self.uses(self.epoch + 1);
     }
 
-    /// The fetches for the epoch up to index `end`, and the rows that come with them but belong to no step.
+    /// Returns the fetches for the epoch up to index `end`, and the rows among them that belong to no step.
     fn fetch_groups(&mut self, start: u64, end: u64, is_last: bool) -> (Vec<Fetch>, Vec<BankRow>) {
         let Order::Grouped(order) = &self.order else { return (Vec::new(), Vec::new()) };
         let last = order.window_at(end - 1);
@@ -194,7 +194,7 @@ impl Planner {
         (fetches, discard)
     }
 
-    /// The row groups of a window that hold images which are made here.
+    /// Returns the row groups of a window that contain images of this rank.
     fn own_groups(&self, order: &GroupedOrder, window: usize) -> Vec<u32> {
         if self.options.share.ranks == 1 {
             return order.groups(window).to_vec();
@@ -267,14 +267,14 @@ fn order(source: &dyn Source, options: &LoaderOptions, passes: Passes, epoch: u6
     }
 }
 
-/// A global batch, and which rank has which of its images.
+/// A global batch, and the assignment of its images to ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GlobalBatch {
-    /// Its images in the order of the epoch.
+    /// Images in the order of the epoch.
     pub bank_rows: Vec<BankRow>,
-    /// The micro-batches in which it passes the network, one after the other.
+    /// Micro-batches that pass the network one after the other, as ranges of `bank_rows`.
     pub micro_batches: Vec<Range<usize>>,
-    /// By rank: its images, as ascending indices into `bank_rows`. Every image has one rank.
+    /// By rank: its images, as ascending indices into `bank_rows`. Every image belongs to one rank.
     pub shares: Vec<Vec<BatchIndex>>,
 }
 
@@ -285,9 +285,9 @@ impl GlobalBatch {
         Self::assign(bank_rows, ranks, micro_batches, &(0..=last).collect::<Vec<_>>())
     }
 
-    /// Assigns a batch to ranks. Of each micro-batch a rank gets a run of the images in their order in the shards, by
-    /// `slots`: so in every step and epoch it reads and caches about the same region of the split. What all
-    /// ranks have of a micro-batch does not depend on their number.
+    /// Assigns a batch to ranks. Of each micro-batch, a rank gets a run of the images in their order in the shards,
+    /// given by `slots`: so it reads and caches about the same region of the split in every step and epoch. The images
+    /// of a micro-batch over all ranks do not depend on the number of ranks.
     pub(super) fn assign(bank_rows: Vec<BankRow>, ranks: usize, micro_batches: usize, slots: &[u32]) -> Self {
         let micro_batches = micro_batch_ranges(bank_rows.len(), micro_batches);
         let mut shares = vec![Vec::new(); ranks];
@@ -305,7 +305,7 @@ impl GlobalBatch {
         Self { bank_rows, micro_batches, shares }
     }
 
-    /// What a rank has of a micro-batch: the range of its share, and the indices there.
+    /// Returns a rank's images of a micro-batch: the range within the rank's share, and the batch indices in it.
     pub fn of_rank(&self, rank: usize, micro_batch: usize) -> (Range<usize>, &[BatchIndex]) {
         let (share, part) = (&self.shares[rank], &self.micro_batches[micro_batch]);
         let before = |edge: usize| share.partition_point(|index| index.index() < edge);
@@ -313,7 +313,7 @@ impl GlobalBatch {
         (range.clone(), &share[range])
     }
 
-    /// The batch without its missing images.
+    /// Returns the batch without its missing images.
     pub fn kept(&self, is_there: &[bool]) -> Self {
         let count =
             |next: &mut usize, &there: &bool| Some(std::mem::replace(next, *next + usize::from(there)));
@@ -329,27 +329,27 @@ impl GlobalBatch {
     }
 }
 
-/// Images of one step, ready for the encoder.
+/// Images of one step for one rank, ready for the encoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// The epoch, from 0.
+    /// Epoch, from 0.
     pub epoch: u64,
-    /// The step within the epoch, from 0.
+    /// Step within the epoch, from 0.
     pub step_in_epoch: u64,
-    /// The global batch, of which this one has the images of its rank.
+    /// Global batch, of which this batch has the images of its rank.
     pub global: Arc<GlobalBatch>,
-    /// `[batch]`: the instances.
+    /// `[batch]`: instances.
     pub ids: Vec<InstanceId>,
-    /// `[batch]`: their bank rows in the source.
+    /// `[batch]`: bank rows in the source.
     pub bank_rows: Vec<BankRow>,
-    /// `[batch]`: their labels.
+    /// `[batch]`: labels.
     pub labels: Vec<Option<ClassId>>,
-    /// `[batch, 3, side, side]`, row after row.
+    /// `[batch, 3, side, side]`: pixels, row after row.
     pub pixels: Vec<u8>,
 }
 
-/// Cuts `total` images into as many micro-batches of nearly equal length as asked for; each has two images at least,
-/// unless there is but one.
+/// Cuts `total` images into `asked` micro-batches of nearly equal length, or fewer, so that each has at least two
+/// images, unless there is only one.
 fn micro_batch_ranges(total: usize, asked: usize) -> Vec<Range<usize>> {
     let count = asked.min(total / 2).max(1);
     (0..count).map(|number| even_range(total, number, count)).collect()
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!(batch.micro_batches, [0..4, 4..8]);
         assert_eq!(batch.shares, [[1, 3, 5, 7], [0, 2, 4, 6]].map(|share| share.map(BatchIndex).to_vec()));
         assert_eq!(batch.of_rank(0, 1), (2..4, &[5, 7].map(BatchIndex)[..]));
-        // Without 3 and 9, there are six, and the micro-batches are halves of these.
+        // Without 3 and 9 six images are left, and the micro-batches are halves of these.
         let kept = batch.kept(&[true, false, true, true, false, true, true, true]);
         assert_eq!(kept.bank_rows, [8, 5, 0, 1, 7, 2].map(BankRow));
         assert_eq!(kept.micro_batches, [0..3, 3..6]);

@@ -1,8 +1,8 @@
-//! Where encoded images come from.
+//! Sources of encoded images.
 //!
-//! A [`Subset`] has some of the rows of a source: a run of them, or a share of the labels, the same number of
-//! each class. Which rows a share has is a function of (fraction, seed, ids, labels): the same on every
-//! machine and for every order of the rows. With one seed, a smaller subset is part of each larger one.
+//! A [`Subset`] has some of the rows of a source: a run of them, or a share of the labels with the same number of each
+//! class. The rows of a share are a function of (fraction, seed, ids, labels), and do not depend on the machine or the
+//! order of the rows. With one seed, a smaller subset is part of each larger one.
 
 mod split_rows;
 pub(super) mod stored;
@@ -23,96 +23,96 @@ use crate::rng::{Purpose, Stream};
 use crate::storage::{Cancel, Digest};
 use crate::units::Fraction;
 
-/// Rows of a group of a source in memory.
+/// Number of rows in a group of a source in memory.
 const ROWS_OF_A_GROUP: usize = 256;
 
 /// An image as it was read.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    /// Its encoded bytes.
+    /// Encoded bytes.
     pub bytes: Bytes,
-    /// The number of its pixels, which decides how much memory decoding takes.
+    /// Number of pixels, which decides the memory for decoding.
     pub pixels: u64,
-    /// Where decoding can start within it, if that is known.
+    /// Entry points, at which decoding can start, if known.
     pub entry_points: Option<Bytes>,
 }
 
 impl Encoded {
-    /// A row's, which shares its memory.
+    /// Returns the image of a row, which shares its memory.
     fn of(row: &Row) -> Self {
         let entry_points = row.entry_points.clone();
         Self { bytes: row.bytes.clone(), pixels: row.pixels(), entry_points }
     }
 
-    /// The memory that it holds, in bytes.
+    /// Returns the number of bytes in memory.
     pub(super) fn held_bytes(&self) -> u64 {
         (self.bytes.len() + self.entry_points.as_ref().map_or(0, Bytes::len)) as u64
     }
 }
 
-/// A row that was read, or why it was not; several rows may share an error.
+/// A row that was read, or the error, which several rows may share.
 pub type Fetched = Result<Encoded, Arc<LoaderError>>;
 
-/// What a read observes and counts.
+/// Signals and counters of a read.
 #[derive(Clone, Debug, Default)]
 pub struct ReadContext {
-    /// Ends reads under way.
+    /// Cancels pending reads.
     pub cancel: Cancel,
-    /// What was read.
+    /// Counters of reads.
     pub counters: Arc<Counters>,
 }
 
-/// Which instances a source has.
+/// Instances of a source.
 #[derive(Clone, Debug)]
 pub struct Instances {
-    /// The instance at each bank row, in ascending order.
+    /// Instance at each bank row, in ascending order.
     pub ids: Vec<InstanceId>,
-    /// The label at each bank row.
+    /// Label at each bank row.
     pub labels: Vec<Option<ClassId>>,
-    /// Which rows are in which row group.
+    /// Row groups of the rows.
     pub layout: Layout,
-    /// Whether EXIF's orientation is applied to their images.
+    /// Whether EXIF orientation is applied to the images.
     pub exif_orientation: ExifOrientation,
-    /// The bytes of the source's tables of instances and row groups.
+    /// Size in bytes of the source's tables of instances and row groups.
     pub held_bytes: u64,
 }
 
-/// Gives images by their bank rows.
+/// Reads images by their bank rows.
 pub trait Source: Send + Sync {
-    /// Which instances it has; their bank rows are `0..len`.
+    /// Returns the instances of the source; their bank rows are `0..len`.
     fn instances(&self) -> &Instances;
 
     /// Names the record at a bank row, for errors.
     fn record(&self, bank_row: BankRow) -> String;
 
-    /// The whole rows at these bank rows, in their order: for a look at a few, not for speed.
+    /// Reads the whole rows at these bank rows, in their order; meant for a few rows, not for speed.
     ///
     /// # Errors
     /// If a row cannot be read.
     fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError>;
 
-    /// The images at these bank rows, in their order.
+    /// Reads the images at these bank rows, in their order.
     fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched>;
 
-    /// The images of a row group, in the order of the layout.
+    /// Reads the images of a row group, in the order of the layout.
     fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
         self.fetch_rows(self.instances().layout.members(group), context)
     }
 
-    /// Whether reading a row alone costs no more than its share of a row group.
+    /// Returns whether reading a row alone costs no more than its share of a row group.
     fn reads_rows(&self) -> bool {
         true
     }
 
-    /// Prepares to read rows by themselves with at most `memory` bytes; returns the bytes that it will hold.
+    /// Prepares to read rows alone with at most `memory` bytes; returns the number of bytes that the source will hold.
     ///
     /// # Errors
-    /// [`LoaderError::Memory`] if it cannot.
+    /// [`LoaderError::Memory`] if these are too few.
     fn prepare_rows(&self, _memory: u64) -> Result<u64, LoaderError> {
         Ok(0)
     }
 
-    /// Announces when a row group is needed next, so that a cache keeps those that come soonest.
+    /// Announces the next use of a row group, so that a cache keeps those that are needed soonest.
     fn expect(&self, _group: usize, _next_use: u64) {}
 }
 
@@ -123,33 +123,33 @@ impl std::fmt::Debug for dyn Source + '_ {
 }
 
 impl dyn Source + '_ {
-    /// The number of instances.
+    /// Returns the number of instances.
     pub fn len(&self) -> usize {
         self.ids().len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no instances.
     pub fn is_empty(&self) -> bool {
         self.ids().is_empty()
     }
 
-    /// The instance at each bank row, in ascending order.
+    /// Returns the instance at each bank row, in ascending order.
     pub fn ids(&self) -> &[InstanceId] {
         &self.instances().ids
     }
 
-    /// The label at each bank row.
+    /// Returns the label at each bank row.
     pub fn labels(&self) -> &[Option<ClassId>] {
         &self.instances().labels
     }
 
-    /// Which rows are in which row group.
+    /// Returns the row groups of the rows.
     pub fn layout(&self) -> &Layout {
         &self.instances().layout
     }
 }
 
-/// Rows that are in memory already.
+/// A source of rows in memory.
 #[derive(Clone, Debug)]
 pub struct MemorySource {
     rows: Vec<Row>,
@@ -157,7 +157,7 @@ pub struct MemorySource {
 }
 
 impl MemorySource {
-    /// A source of rows in the order of their ids.
+    /// Makes a source of rows in the order of their ids.
     ///
     /// # Panics
     /// If the ids do not ascend.
@@ -165,7 +165,7 @@ impl MemorySource {
         Self::in_groups(rows, ROWS_OF_A_GROUP)
     }
 
-    /// A source of rows in the order of their ids, with `rows_of_a_group` in each row group.
+    /// Makes a source of rows in the order of their ids, with `rows_of_a_group` in each row group.
     ///
     /// # Panics
     /// If the ids do not ascend.
@@ -179,7 +179,7 @@ impl MemorySource {
         Self { rows, instances: Instances { ids, labels, layout, exif_orientation, held_bytes: 0 } }
     }
 
-    /// The same, whose images are turned as their EXIF says, or not.
+    /// Sets whether EXIF orientation is applied to the images.
     #[must_use]
     pub fn with_exif_orientation(mut self, exif_orientation: ExifOrientation) -> Self {
         self.instances.exif_orientation = exif_orientation;
@@ -206,20 +206,20 @@ impl Source for MemorySource {
     }
 }
 
-/// The row groups of a source, each with the bank rows of its rows and its size.
+/// Row groups of a source, each with its size and the bank rows of its rows.
 ///
 /// Invariant: each bank row of the source is in exactly one group.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
-    /// Of group `g`: the slots `starts[g]..starts[g + 1]`.
+    /// Group `g` has the slots `starts[g]..starts[g + 1]`.
     starts: Vec<u32>,
-    /// By slot: the bank row of its row.
+    /// By slot: bank row.
     members: Vec<BankRow>,
     bytes: Vec<u64>,
 }
 
 impl Layout {
-    /// A layout from the bank rows in each group, in the order of its rows, and the group's bytes.
+    /// Makes a layout from the bank rows of each group, in the order of its rows, and the group's size in bytes.
     pub fn new(groups: impl IntoIterator<Item = (Vec<BankRow>, u64)>) -> Self {
         let mut layout = Self { starts: vec![0], ..Self::default() };
         for (members, bytes) in groups {
@@ -230,7 +230,7 @@ impl Layout {
         layout
     }
 
-    /// Groups of equal length, in the order of the bank rows.
+    /// Makes groups of equal length, in the order of the bank rows; `bytes` is their total size.
     pub fn regular(len: usize, rows: usize, bytes: u64) -> Self {
         let groups = (0..len).step_by(rows.max(1)).map(|start| {
             let members: Vec<_> =
@@ -241,7 +241,7 @@ impl Layout {
         Self::new(groups)
     }
 
-    /// A digest of which bank rows are in which group, in which order.
+    /// Returns a digest of the bank rows of each group, in their order.
     pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
         for number in self.starts.iter().copied().chain(self.members.iter().map(|bank_row| bank_row.0)) {
@@ -250,42 +250,42 @@ impl Layout {
         hasher.finalize().into()
     }
 
-    /// The number of groups.
+    /// Returns the number of groups.
     pub fn groups(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The bank rows in a group.
+    /// Returns the bank rows of a group.
     pub fn members(&self, group: usize) -> &[BankRow] {
         &self.members[self.slots(group)]
     }
 
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.members.len()
     }
 
-    /// What reading a group fetches, in bytes.
+    /// Returns the number of bytes that reading a group fetches.
     pub fn bytes(&self, group: usize) -> u64 {
         self.bytes[group]
     }
 
-    /// The bytes of all groups.
+    /// Returns the total size of all groups in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.bytes.iter().sum()
     }
 
-    /// The mean bytes of a row, rounded up.
+    /// Returns the mean size of a row in bytes, rounded up.
     pub(crate) fn mean_bytes(&self) -> u64 {
         self.total_bytes().div_ceil(self.rows().max(1) as u64)
     }
 
-    /// The bytes of the largest group.
+    /// Returns the size of the largest group in bytes.
     pub fn largest_group(&self) -> u64 {
         self.bytes.iter().copied().max().unwrap_or(0)
     }
 
-    /// By bank row: the slot of its row, counted through all groups.
+    /// Returns, by bank row, its slot, counted through all groups.
     pub(crate) fn slots_by_bank_row(&self) -> Vec<u32> {
         let mut slots = vec![0; self.members.len()];
         for (slot, bank_row) in (0..).zip(&self.members) {
@@ -303,18 +303,18 @@ impl Layout {
     }
 }
 
-/// A source that gives some rows of another, numbered anew from 0.
+/// A source with some rows of another, renumbered from 0.
 pub struct Subset {
     inner: Arc<dyn Source>,
-    /// By own bank row: that in the inner source.
+    /// By own bank row: bank row in the inner source.
     bank_rows: Vec<BankRow>,
     instances: Instances,
-    /// By own group: the inner group, and which of its rows count.
+    /// By own group: inner group, and the indices of its rows that belong to the subset.
     groups: Vec<(usize, Vec<usize>)>,
 }
 
 impl Subset {
-    /// The rows of `inner` at these bank rows.
+    /// Selects the rows of `inner` at these bank rows.
     ///
     /// # Panics
     /// If the bank rows do not ascend.
@@ -343,12 +343,12 @@ impl Subset {
         Self { inner, bank_rows, instances, groups }
     }
 
-    /// The rows of `inner` at a run of bank rows.
+    /// Selects the rows of `inner` in a range of bank rows.
     pub fn of_range(inner: Arc<dyn Source>, bank_rows: Range<usize>) -> Self {
         Self::new(inner, bank_rows.map(|row| BankRow(row as u32)).collect())
     }
 
-    /// A share of the labels, chosen by [`balanced_rows`].
+    /// Selects a share of the labelled rows by [`balanced_rows`].
     pub fn of_labels(inner: Arc<dyn Source>, fraction: Fraction, seed: u64) -> Self {
         let rows = balanced_rows(inner.ids(), inner.labels(), fraction, seed);
         let bank_rows = rows.into_iter().map(|row| BankRow(row as u32)).collect();
@@ -403,19 +403,19 @@ impl Source for Subset {
     }
 }
 
-/// A subset, for reports.
+/// Description of a subset, for reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubsetRecord {
-    /// Its rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Rows of a class; a class that has fewer gives all it has.
+    /// Number of rows of a class; a smaller class contributes all its rows.
     pub rows_per_class: usize,
-    /// The blake3 digest of the ids, ascending, as little-endian 64-bit numbers.
+    /// Blake3 digest of the ids, ascending, as little-endian 64-bit numbers.
     pub digest: Digest,
 }
 
 impl SubsetRecord {
-    /// The record of these rows.
+    /// Describes these rows.
     pub fn new(ids: &[InstanceId], labels: &[Option<ClassId>]) -> Self {
         let mut sorted: Vec<i64> = ids.iter().map(|id| id.to_stored()).collect();
         sorted.sort_unstable();
@@ -427,8 +427,8 @@ impl SubsetRecord {
     }
 }
 
-/// The rows, ascending, of a share of the labels: of each class the same number, at least one, chosen at
-/// random. A class that has fewer gives all it has; rows without a label are never chosen.
+/// Returns the rows, ascending, of a share of the labels: the same number of each class, at least one, chosen at
+/// random. A smaller class contributes all its rows; rows without a label are never chosen.
 pub fn balanced_rows(
     ids: &[InstanceId],
     labels: &[Option<ClassId>],
@@ -445,7 +445,7 @@ pub fn balanced_rows(
     let labelled: usize = classes.values().map(Vec::len).sum();
     let per_class = fraction.get() * labelled as f64 / classes.len().max(1) as f64;
     let per_class = (per_class.round() as usize).max(1);
-    // All labels are all labels, however unequal the classes are.
+    // A fraction of 1 means all labels, however unequal the classes are.
     let per_class = if fraction.get() >= 1.0 { labelled } else { per_class };
     let mut rows = Vec::new();
     for mut members in classes.into_values() {
@@ -508,7 +508,7 @@ mod tests {
     fn a_subset_has_the_same_number_of_each_class() {
         let (_, labels) = rows();
         let count = |rows: &[usize], class| rows.iter().filter(|&&row| labels[row] == class).count();
-        // 303 labels in three classes: a tenth is ten of each, of which class 2 has three.
+        // 303 labels in three classes: a tenth is ten of each, but class 2 has only three.
         let tenth = chosen(0.1, 0);
         let counts = [Some(ClassId(0)), Some(ClassId(1)), Some(ClassId(2)), None];
         assert_eq!(counts.map(|class| count(&tenth, class)), [10, 10, 3, 0]);

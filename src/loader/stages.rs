@@ -1,5 +1,5 @@
-//! The stages of the loader: plan, read, gather, make. Each is a function that one or more threads run until
-//! the channel before it ends or the one after it has no reader.
+//! Stages of the loader: plan, read, gather, make. Each is a function that one or more threads run until the channel
+//! before it ends or the one after it loses its receiver.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::augment::{EvalTransform, Recipe, augment, evaluate};
 use crate::ids::{BankRow, BatchIndex, InstanceId};
 use crate::image::{self, ImageError};
 
-/// Bytes of memory that decoding and augmenting take for each pixel of the image: the decoded image,
-/// the part that is cut out, and what the decoder holds of a progressive one.
+/// Bytes that decoding and augmenting take for each pixel of the image: the decoded image, the region that is cut
+/// out, and the decoder's buffers for a progressive one.
 const DECODE_BYTES_OF_A_PIXEL: u64 = 6;
 
 pub(super) struct Task {
@@ -40,21 +40,21 @@ pub(super) struct Arrived {
     rows: Vec<(BankRow, Row)>,
 }
 
-/// A batch's images before they are decoded.
+/// Images of a batch before they are decoded.
 pub(super) struct Work {
     step: Step,
     rows: Vec<(BankRow, Row)>,
 }
 
-/// A batch, and what is missing from it.
+/// A batch, and the images missing from it.
 pub(super) struct DecodedBatch {
     pub batch: Batch,
     pub missing: Vec<(BankRow, Arc<LoaderError>)>,
 }
 
-/// Goes through the plan as far ahead as the budget allows.
+/// Follows the plan as far ahead as the budget allows.
 ///
-/// Memory is taken in the order of the plan, so what comes next never waits for what comes after it.
+/// Memory is taken in the order of the plan, so a fetch never waits for a later one.
 pub(super) fn plan(
     planner: Planner,
     source: &dyn Source,
@@ -84,7 +84,7 @@ pub(super) fn plan(
     }
 }
 
-/// The memory that a fetch takes: a row group is there twice for a moment, as it came and as rows.
+/// Returns the bytes that a fetch takes: a row group is briefly in memory twice, as read and as rows.
 fn size(fetch: &Fetch, source: &dyn Source, mean: u64) -> u64 {
     match fetch {
         Fetch::Rows(rows) => rows.len() as u64 * mean,
@@ -104,7 +104,7 @@ pub(super) fn read(
         let (bank_rows, rows) = counters.read_busy.time(|| match &fetch {
             Fetch::Rows(bank_rows) => (bank_rows.as_slice(), source.fetch_rows(bank_rows, context)),
             Fetch::Group { group, next_use } => {
-                // Not when it is planned: until it is read, it is needed now.
+                // Announced only now: until it is read, the group is needed for this use.
                 source.expect(*group, *next_use);
                 (source.layout().members(*group), source.fetch_group(*group, context))
             }
@@ -120,7 +120,7 @@ pub(super) fn read(
     }
 }
 
-/// Brings the rows of each step together, and assigns the steps to the workers in turn.
+/// Collects the rows of each step, and assigns the steps to the workers in turn.
 pub(super) fn gather(
     context: &ReadContext,
     budget: &Budget,
@@ -132,7 +132,7 @@ pub(super) fn gather(
     let receive = |arrived: &Receiver<Arrived>| {
         context.counters.gather_wait.time(|| budget.starve_for(|| arrived.recv()))
     };
-    // Fetches below `complete` have arrived, and those in `beyond`.
+    // All fetches below `complete` have arrived, and those in `beyond`.
     let (mut complete, mut beyond) = (0, BTreeSet::new());
     for (turn, step) in steps.iter().enumerate() {
         while complete < step.needs {
@@ -154,7 +154,7 @@ pub(super) fn gather(
         };
         let rows = step.own.iter().map(brought).collect();
         if step.own.len() < step.global.bank_rows.len() {
-            // Whole row groups bring images of other ranks too.
+            // Whole row groups also bring images of other ranks.
             step.global.bank_rows.iter().for_each(|&bank_row| drop(shelf.remove(&(step.epoch, bank_row))));
         }
         if workers[turn % workers.len()].send(Work { step, rows }).is_err() {
@@ -163,17 +163,17 @@ pub(super) fn gather(
     }
 }
 
-/// How encoded images become the pixels of a batch.
+/// Transform of encoded images to the pixels of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum View {
-    /// Augmented; the pixels are a function of (seed, epoch, instance).
+    /// Augmentation; the pixels are a function of (seed, epoch, instance).
     Training { recipe: Recipe, seed: u64 },
-    /// The same in every epoch.
+    /// Evaluation transform, the same in every epoch.
     Evaluation(EvalTransform),
 }
 
 impl View {
-    /// The side of the square that comes out.
+    /// Returns the side of the square output in pixels.
     pub(super) fn side(self) -> u32 {
         match self {
             Self::Training { recipe, .. } => recipe.image_size,
@@ -202,19 +202,19 @@ impl View {
     }
 }
 
-/// What the threads that make batches share.
+/// State that the threads which make batches share.
 pub(super) struct DecodeWorkers {
     pub source: Arc<dyn Source>,
     pub view: View,
     pub pool: rayon::ThreadPool,
-    /// Memory for decoding.
+    /// Budget of memory for decoding.
     pub memory: Budget,
     pub context: ReadContext,
-    /// Buffers that the consumer gave back.
+    /// Buffers that the consumer returned.
     pub buffers: Receiver<Vec<u8>>,
 }
 
-/// Decodes and augments.
+/// Decodes and augments the images of batches.
 pub(super) fn make(workers: &DecodeWorkers, works: &Receiver<Work>, batches: &Sender<DecodedBatch>) {
     let counters = &workers.context.counters;
     while let Ok(work) = counters.make_wait.time(|| works.recv()) {

@@ -1,33 +1,33 @@
-//! Where the time goes: what each stage of the loader did and waited for.
+//! Statistics of the time that each stage of the loader worked and waited.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// Below this share of time the wait for data is not reported.
+/// Share of time below which the wait for data is not reported.
 const NO_WAIT: f64 = 0.02;
-/// Below this share it is a small one.
+/// Share of time below which the wait for data counts as small.
 const LITTLE_WAIT: f64 = 0.1;
-/// From this share it is the limit.
+/// Share of time from which the wait for data is the limit.
 const MOST_WAIT: f64 = 0.5;
 
-/// An amount that threads add to.
+/// An amount to which threads add.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds to it.
+    /// Adds an amount.
     pub fn add(&self, amount: u64) {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
-    /// What was added so far.
+    /// Returns the sum so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Adds the nanoseconds that something takes.
+    /// Adds the nanoseconds that `work` takes.
     pub(super) fn time<T>(&self, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
         let result = work();
@@ -40,35 +40,35 @@ impl Counter {
     }
 }
 
-/// The counters, and the statistics that show them: a doc and a name each.
+/// Declares the counters and the statistics that show them, each with a doc and a name.
 macro_rules! counted {
     (
         times { $($(#[$of_time:meta])* $time:ident,)+ }
         amounts { $($(#[$of_amount:meta])* $amount:ident,)+ }
     ) => {
-        /// What the stages count as they go; times are in nanoseconds, added over threads.
+        /// Counters of the stages; times are in nanoseconds, summed over threads.
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$of_time])* pub $time: Counter,)+
-            /// Batches that were ready when one was asked for, added up.
+            /// Number of batches that were ready when one was requested, summed.
             pub ready: Counter,
             $($(#[$of_amount])* pub $amount: Counter,)+
         }
 
-        /// What a loader did since it started.
+        /// Statistics of a loader since its start.
         #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
         pub struct LoaderStats {
-            /// Since the start, in seconds, as are all times; those of several threads are added up.
+            /// Time since the start, in seconds, as are all times; those of several threads are summed.
             pub seconds: f64,
-            /// Threads that read.
+            /// Number of threads that read.
             pub read_threads: usize,
-            /// Threads that decode.
+            /// Number of threads that decode.
             pub decode_threads: usize,
             $($(#[$of_time])* pub $time: f64,)+
-            /// Batches that were ready when one was asked for, on average.
+            /// Mean number of batches that were ready when one was requested.
             pub ready: f64,
             $($(#[$of_amount])* pub $amount: u64,)+
-            /// The most bytes of encoded images that were held at once.
+            /// Maximum number of bytes of encoded images that were held at once.
             pub peak_bytes: u64,
         }
 
@@ -96,41 +96,41 @@ macro_rules! counted {
 
 counted! {
     times {
-        /// The planner's wait for memory: the loader is as far ahead as it may be.
+        /// Wait of the planner for memory: the loader is as far ahead as it may be.
         plan_wait,
         /// Reading.
         read_busy,
-        /// Readers without work.
+        /// Wait of the readers for work.
         read_wait,
-        /// Waiting for rows that are being read.
+        /// Wait for rows that are being read.
         gather_wait,
         /// Decoding and augmenting.
         make_busy,
-        /// Decode workers without rows.
+        /// Wait of the decode workers for rows.
         make_wait,
-        /// Finished batches that wait for room.
+        /// Wait of finished batches for room.
         ready_wait,
-        /// The consumer's wait for batches.
+        /// Wait of the consumer for batches.
         consumer_wait,
     }
     amounts {
-        /// Batches asked for.
+        /// Number of batches requested.
         batches,
-        /// Images made.
+        /// Number of images made.
         images,
-        /// Bytes that came from the dataset's disk or store.
+        /// Bytes read from the dataset's disk or store.
         bytes,
-        /// Reads there.
+        /// Number of reads from the dataset's disk or store.
         requests,
-        /// Reads repeated because the bytes were damaged.
+        /// Number of reads repeated because of damaged bytes.
         retries,
-        /// Row groups that the cache had.
+        /// Number of row groups found in the cache.
         cache_hits,
-        /// Row groups that it did not have.
+        /// Number of row groups not found in the cache.
         cache_misses,
-        /// Bytes that came from the cache.
+        /// Bytes read from the cache.
         cache_bytes,
-        /// Distinct instances that were left out as corrupt.
+        /// Number of distinct instances left out as corrupt.
         corrupt,
     }
 }
@@ -143,7 +143,7 @@ impl Counters {
 }
 
 impl LoaderStats {
-    /// What came after `before`, of which [`LoaderStats::verdict`] speaks.
+    /// Returns the difference from `before` in the fields that [`LoaderStats::verdict`] uses.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self {
@@ -156,16 +156,16 @@ impl LoaderStats {
         }
     }
 
-    /// Whether the consumer waits for data more than a little.
+    /// Returns whether the consumer waits for data more than a little.
     pub fn waits_for_data(&self) -> bool {
         self.consumer_wait >= LITTLE_WAIT * self.seconds.max(1e-9)
     }
 
-    /// One line that names what sets the speed: decoding, the storage, or the consumer (the encoder).
+    /// Describes in one line the limit of the speed: decoding, the storage, or the consumer (the encoder).
     pub fn verdict(&self) -> String {
         let seconds = self.seconds.max(1e-9);
         let wait = self.consumer_wait / seconds;
-        // An image counts once it is made, also the part of its time before these seconds.
+        // An image counts once it is made, including time before the start of these seconds.
         let decoding = (self.make_busy / (seconds * self.decode_threads.max(1) as f64)).min(1.0);
         let is_storage = self.gather_wait > self.consumer_wait / 2.0;
         let source = if is_storage { "the storage" } else { "the CPU that decodes" };
@@ -183,7 +183,7 @@ impl LoaderStats {
         format!("data wait {wait:.1} %, decoders busy {decoding:.0} %, {rate:.1} MB/s read: {limit}")
     }
 
-    /// The stages, a line each.
+    /// Formats the stages, one in each line.
     pub fn table(&self) -> String {
         let readers = self.read_threads;
         format!(

@@ -1,4 +1,4 @@
-//! The loader on images in memory; and how it ends: nothing hangs, whatever goes wrong and wherever.
+//! Tests of the loader on images in memory, and of its end: it never hangs, whatever goes wrong and wherever.
 
 mod orders;
 mod streams;
@@ -66,18 +66,18 @@ fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Manifest {
     crate::dataset::tests::publish(dataset, &shards, row_group, &["a", "b", "c"])
 }
 
-/// A location on this machine for a dataset.
+/// Returns a location on this machine for a dataset.
 fn on_disk(folder: &Path) -> Location {
     Location::from_path(&folder.join("dataset")).expect("a location")
 }
 
-/// The split of a dataset made by [`publish`].
+/// Opens the split of a dataset made by [`publish`].
 fn open(dataset: &Location) -> Arc<dyn Source> {
     let manifest = Manifest::read(dataset).expect("a manifest");
     open_split(dataset, &manifest, "train", None).expect("opened")
 }
 
-/// Changes the byte in the middle of a shard, which is one of an image.
+/// Changes the byte in the middle of a shard, which belongs to an image.
 fn damage(dataset: &Location, shard: usize) {
     let shard = dataset.join(&format!("train/shard-{shard:05}.parquet"));
     let mut bytes = shard.read().expect("read").to_vec();
@@ -134,15 +134,15 @@ fn epochs_differ_in_order_and_pixels() {
     assert_ne!(first[0].pixels, second[0].pixels);
 }
 
-/// What hangs does so for ever; a busy machine takes its time.
+/// Time after which a test counts as hanging; a busy machine is slow.
 const AT_ONCE: Duration = Duration::from_secs(30);
 
-/// What a source does when the reads come to a row.
+/// Behaviour of a source once the reads reach a row.
 #[derive(Clone, Copy)]
 enum Trouble {
     Fail,
     Panic,
-    /// Waits until it is cancelled, as a store does that never answers.
+    /// Waits until it is cancelled, like a store that never answers.
     Hang,
 }
 
@@ -213,7 +213,7 @@ fn started(source: &Arc<dyn Source>, epochs: u64) -> Loader {
     Loader::start(Arc::clone(source), Recipe::cifar(16), options).expect("started")
 }
 
-/// Whether all threads that held the source are gone.
+/// Returns whether all threads that held the source are gone.
 fn threads_are_gone(source: &Arc<dyn Source>) -> bool {
     Arc::strong_count(source) == 1
 }
@@ -287,7 +287,7 @@ fn an_image_that_cannot_be_decoded_is_named_and_ends_the_epoch() {
     assert!(loader.next().is_none());
 }
 
-/// Thirty images of which some are corrupt, loaded for two epochs.
+/// Loads thirty images, of which some are corrupt, for two epochs.
 fn skipping(corrupt: &[usize], max_corrupt: u64) -> Result<Vec<Batch>, LoaderError> {
     let mut rows = rows(30);
     for &row in corrupt {

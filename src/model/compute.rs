@@ -1,4 +1,4 @@
-//! Where a network computes, in which types and layout.
+//! Device, number types and memory layout of a network's computation.
 
 use std::ffi::c_void;
 use std::path::Path;
@@ -8,7 +8,7 @@ use tch::{Device, Kind};
 
 use crate::run_config::{DeviceChoice, Precision};
 
-/// The type of activations and of the kernels' rounded copies.
+/// Number type of activations and of rounded kernel copies.
 pub(super) fn kind_of(precision: Precision) -> Kind {
     match precision {
         Precision::F32 | Precision::Tf32 => Kind::Float,
@@ -17,17 +17,16 @@ pub(super) fn kind_of(precision: Precision) -> Kind {
     }
 }
 
-/// Says whether products of f32 on tensor cores may round their factors to TF32's 10 bits: convolutions and
-/// matrix products alike. libtorch by itself allows it for convolutions; [`select_device`]
-/// forbids it. Without CUDA this has no effect.
+/// Sets whether f32 products on tensor cores, convolutions and matrix products alike, may round their factors to TF32's
+/// 10 bits. libtorch's default allows this for convolutions; [`select_device`] forbids it. No effect without CUDA.
 ///
 /// # Errors
-/// If libtorch has no such switch, by the name that 2.11 gives it.
+/// If libtorch lacks the switch under the name that version 2.11 gives it.
 #[expect(unsafe_code, reason = "tch does not expose at::Context, which has the switches")]
 pub fn allow_tf32(allow: bool) -> Result<(), String> {
     type Switch = unsafe extern "C" fn(*mut c_void, bool);
-    // SAFETY: the names are those of two members of at::Context that take a bool and return nothing; the C++ ABI
-    // passes `this` as a first pointer.
+    // SAFETY: the names are those of two members of at::Context that take a bool and return nothing; the C++
+    // ABI passes `this` as the first pointer.
     unsafe {
         for name in ["_ZN2at7Context18setAllowTF32CuBLASEb", "_ZN2at7Context17setAllowTF32CuDNNEb"] {
             let (context, switch): (_, Symbol<Switch>) = of_context(name)?;
@@ -37,7 +36,7 @@ pub fn allow_tf32(allow: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether matrix products may be rounded to TF32.
+/// Returns whether matrix products may be rounded to TF32.
 ///
 /// # Errors
 /// As [`allow_tf32`].
@@ -51,26 +50,26 @@ pub fn tf32_is_allowed() -> Result<bool, String> {
     }
 }
 
-/// libtorch's global context, which lives for ever, and a member function of it.
+/// Finds libtorch's global context, which lives until the process ends, and one of its member functions.
 ///
 /// # Safety
-/// `F` has to be the type of the function of this name.
+/// `F` must be the type of the function with this name.
 #[expect(unsafe_code, reason = "tch does not expose at::Context, which has the switches")]
 unsafe fn of_context<F>(name: &str) -> Result<(*mut c_void, Symbol<F>), String> {
     type GlobalContext = unsafe extern "C" fn() -> *mut c_void;
     let process = Library::this();
     let missing = |error: libloading::Error| format!("libtorch has no switch for TF32 ({error})");
-    // SAFETY: this is the name of at::globalContext(); the other function's type is the caller's to know.
+    // SAFETY: this is the name of at::globalContext(); the caller answers for the other function's type.
     unsafe {
         let context: Symbol<GlobalContext> = process.get(b"_ZN2at13globalContextEv").map_err(missing)?;
         Ok((context(), process.get(name.as_bytes()).map_err(missing)?))
     }
 }
 
-/// The file that NVIDIA's driver creates where there is a GPU.
+/// File that NVIDIA's driver creates where there is a GPU.
 const DRIVER: &str = "/dev/nvidiactl";
 
-/// The CUDA device that was asked for cannot be used.
+/// The requested CUDA device cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("device cuda:{number} cannot be used: {reason}")]
 pub struct DeviceError {
@@ -78,17 +77,17 @@ pub struct DeviceError {
     reason: String,
 }
 
-/// A device, and why it was taken.
+/// Selected device, with the reason for the choice.
 #[derive(Clone, Debug)]
 pub struct SelectedDevice {
-    /// The device.
+    /// Selected device.
     pub device: Device,
-    /// One phrase for the log.
+    /// Reason, as one phrase for the log.
     pub reason: String,
 }
 
 impl std::fmt::Display for SelectedDevice {
-    /// `cpu (asked for)`, as options name it, with the reason.
+    /// Formats as `cpu (asked for)`: the device as options name it, then the reason.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.device {
             Device::Cuda(number) => write!(f, "cuda:{number} ({})", self.reason),
@@ -97,11 +96,10 @@ impl std::fmt::Display for SelectedDevice {
     }
 }
 
-/// Takes the device asked for. It computes in plain f32: allow TF32 afterwards, where wanted
-/// ([`allow_tf32`]).
+/// Selects the requested device and sets plain f32 products. Call [`allow_tf32`] afterwards where TF32 is wanted.
 ///
 /// # Errors
-/// If a CUDA device was asked for by number and is not there.
+/// If a CUDA device was requested by number and does not exist.
 pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError> {
     if let Err(reason) = allow_tf32(false) {
         tracing::warn!("{reason}");
@@ -122,12 +120,12 @@ pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError
     Ok(SelectedDevice { device, reason })
 }
 
-/// Whether NVIDIA's driver has a GPU here, also if libtorch cannot use it.
+/// Returns whether NVIDIA's driver has a GPU here, even if libtorch cannot use it.
 pub fn has_gpu() -> bool {
     Path::new(DRIVER).exists()
 }
 
-/// Why the CPU was taken: no more than that where the machine has no GPU, else why that cannot be used.
+/// Explains why the CPU is used: briefly without a GPU, else with the reason why the GPU is not usable.
 fn without_cuda(driver: &Path, reason: String) -> String {
     if driver.exists() {
         return format!("there is a GPU, but {reason}");
@@ -136,10 +134,10 @@ fn without_cuda(driver: &Path, reason: String) -> String {
     "no GPU is seen here".into()
 }
 
-/// Takes the device asked for, in one of several processes: of a machine's CUDA devices each gets its own.
+/// Selects the requested device for one of several processes; each process of a machine gets its own CUDA device.
 ///
 /// # Errors
-/// If a device was asked for by number and is not there, or there are fewer devices than processes.
+/// If a device was requested by number and does not exist, or there are fewer devices than processes.
 pub fn select_device_of(
     choice: DeviceChoice,
     local_rank: usize,
@@ -149,7 +147,7 @@ pub fn select_device_of(
     if ranks == 1 || choice != DeviceChoice::Auto || !selected.device.is_cuda() {
         return Ok(selected);
     }
-    // A launcher may show each process the one device that is its own.
+    // A launcher may restrict each process to its own device.
     match usize::try_from(tch::Cuda::device_count()).unwrap_or(0) {
         1 => Ok(SelectedDevice { reason: "the one CUDA device that it sees".into(), ..selected }),
         count if local_rank < count => {
@@ -163,10 +161,10 @@ pub fn select_device_of(
     }
 }
 
-/// The CPU, if that is what the process would compute on. A GPU that is named need not be here.
+/// Returns the CPU if the process would compute on it. A GPU requested by number need not exist here.
 ///
 /// # Errors
-/// As [`select_device_of`], but for a GPU that is named.
+/// As [`select_device_of`], except for a GPU requested by number.
 pub fn cpu_of(
     choice: DeviceChoice,
     local_rank: usize,
@@ -179,19 +177,19 @@ pub fn cpu_of(
     Ok((!selected.device.is_cuda()).then_some(selected))
 }
 
-/// Waits until the device has done what it was told.
+/// Waits until the device has finished its queued work.
 pub fn wait_for(device: Device) {
     if let Device::Cuda(number) = device {
         tch::Cuda::synchronize(number as i64);
     }
 }
 
-/// The threads on which the CPU computes.
+/// Returns the number of CPU threads.
 pub fn threads() -> usize {
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }
 
-/// The number of CUDA devices, or why there is none.
+/// Returns the number of CUDA devices, or the reason why there are none.
 fn cuda_devices() -> Result<usize, String> {
     load_cuda_part()?;
     match usize::try_from(tch::Cuda::device_count()) {
@@ -213,7 +211,7 @@ fn load_cuda_part() -> Result<(), String> {
     LOADED.get_or_init(load).clone()
 }
 
-/// What is missing, by the dynamic linker's words, and where it comes from.
+/// Names the missing library, from the dynamic linker's message, and its origin.
 fn not_loaded(error: &libloading::Error) -> String {
     let error = std::error::Error::source(error).unwrap_or(error);
     format!(

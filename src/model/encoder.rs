@@ -1,4 +1,4 @@
-//! The encoder: normalisation of pixels, backbone, projection, unit length.
+//! Encoder: normalisation of pixels, backbone, projection, unit length.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::augment::EvalTransform;
 use crate::rng::{Purpose, Stream};
 use crate::run_config::{Architecture, Precision, RecipeKind};
 
-/// Keeps the division by a feature's length finite, as `torch.nn.functional.normalize` does.
+/// Keeps the division by a feature's length finite, as in `torch.nn.functional.normalize`.
 const SHORTEST_LENGTH: f64 = 1e-12;
 
 /// Mean and standard deviation of the pixels of each channel, on the scale 0..1.
@@ -25,7 +25,7 @@ const SHORTEST_LENGTH: f64 = 1e-12;
 pub struct Normalisation {
     /// Subtracted from each channel (red, green, blue).
     pub mean: [f64; 3],
-    /// Divides each channel.
+    /// Divisor of each channel.
     pub std: [f64; 3],
 }
 
@@ -35,7 +35,7 @@ impl Normalisation {
     /// CIFAR-10's statistics (reference `cifar.py`).
     pub const CIFAR: Self = Self { mean: [0.4914, 0.4822, 0.4465], std: [0.2023, 0.1994, 0.2010] };
 
-    /// The statistics that belong to a recipe.
+    /// Returns the statistics for a recipe.
     pub fn of_recipe(kind: RecipeKind) -> Self {
         match kind {
             RecipeKind::Imagenet => Self::IMAGENET,
@@ -44,32 +44,32 @@ impl Normalisation {
     }
 }
 
-/// What an encoder is built from.
+/// Configuration of an encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderConfig {
-    /// The backbone.
+    /// Backbone network.
     pub arch: Architecture,
-    /// The length of the embedding.
+    /// Length of the embedding.
     pub dim: usize,
-    /// How pixels are normalised.
+    /// Normalisation of pixels.
     pub normalisation: Normalisation,
-    /// The side of the square that the encoder was trained on, in pixels.
+    /// Side of the training images, in pixels.
     pub image_size: u32,
-    /// The shorter side to which an image is resized before its centre is cut out for evaluation.
+    /// Shorter side that an image is resized to before the centre crop of an evaluation.
     pub evaluation_resize: u32,
 }
 
 impl EncoderConfig {
-    /// How an image is cut for evaluation.
+    /// Returns the resize and centre crop of an evaluation.
     pub fn evaluation_transform(self) -> EvalTransform {
         EvalTransform::ResizeCenterCrop { resize: self.evaluation_resize, crop: self.image_size }
     }
 }
 
-/// A trainable encoder.
+/// Trainable encoder.
 ///
-/// Invariant: its outputs are unit rows (within rounding), in f32.
+/// Invariant: the outputs are unit rows (within rounding), in f32.
 pub struct Encoder {
     variables: nn::VarStore,
     network: Network,
@@ -89,7 +89,7 @@ impl fmt::Debug for Encoder {
 }
 
 impl Encoder {
-    /// An encoder with the initial weights of `seed`.
+    /// Creates an encoder with the initial weights of `seed`.
     pub fn new(config: EncoderConfig, seed: u64, device: Device) -> Self {
         let variables = nn::VarStore::new(device);
         let network = Network::new(&variables.root(), config.arch, config.dim as i64);
@@ -118,19 +118,18 @@ impl Encoder {
         encoder
     }
 
-    /// What the encoder was built from.
+    /// Returns the encoder's configuration.
     pub fn config(&self) -> EncoderConfig {
         self.config
     }
 
-    /// Images as the loader gives them, as a tensor on the encoder's device. To a GPU they are copied beside what it
-    /// computes.
+    /// Uploads images from the loader to the encoder's device. On a GPU the copy overlaps with computation.
     ///
     /// # Shape
-    /// `[batch * 3 * side * side]` -> `[batch, 3, side, side]` f32, of 0 to 255
+    /// `[batch * 3 * side * side]` -> `[batch, 3, side, side]` f32, values 0 to 255
     ///
     /// # Panics
-    /// If they are not whole images.
+    /// If the pixels are not whole images.
     pub fn images(&self, pixels: &[u8]) -> Tensor {
         let side = self.config.image_size as usize;
         let image = 3 * side * side;
@@ -139,7 +138,7 @@ impl Encoder {
         upload_pixels(pixels, self.device()).view(shape)
     }
 
-    /// The type of its products: `f32`, `tf32`, `bf16` or `f16`.
+    /// Returns the number type of products: `f32`, `tf32`, `bf16` or `f16`.
     pub fn precision(&self) -> &'static str {
         let is_tf32 = || self.device().is_cuda() && tf32_is_allowed() == Ok(true);
         match self.precision {
@@ -149,7 +148,7 @@ impl Encoder {
         }
     }
 
-    /// Where the encoder computes.
+    /// Returns the encoder's device.
     pub fn device(&self) -> Device {
         self.variables.device()
     }
@@ -167,12 +166,12 @@ impl Encoder {
         }
     }
 
-    /// From now on batch norm takes mean and variance over the images of all processes in training.
+    /// Makes batch norm in training use mean and variance of all processes' images.
     pub fn share_statistics(&mut self, ranks: Rc<dyn OverRanks>) {
         self.ranks = Some(ranks);
     }
 
-    /// The unit features of a batch; with `train`, batch statistics are used and running ones updated.
+    /// Computes a batch's unit features; with `train`, uses batch statistics and updates the running ones.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` pixels of 0 to 255, of any type and on any device -> `[batch, dim]` f32,
@@ -181,20 +180,19 @@ impl Encoder {
         unit_rows(&self.projected(pixels, train))
     }
 
-    /// Likewise in training, with the features before the projection.
+    /// Computes features in training mode, and the pooled features.
     ///
     /// # Shape
-    /// As that of [`Encoder::forward`] -> `[batch, dim]` and `[batch, width]` f32, attached to the graph
+    /// As [`Encoder::forward`] -> `[batch, dim]` and `[batch, width]` f32, attached to the graph
     pub fn forward_with_pooled(&self, pixels: &Tensor) -> (Tensor, Tensor) {
         let pooled = self.pooled(pixels, true);
         (unit_rows(&self.network.project(&pooled)), pooled)
     }
 
-    /// What [`Encoder::forward`] brings to unit length: where the projection has an output for each class,
-    /// the classes' scores.
+    /// Computes the features of [`Encoder::forward`] before normalisation: for a classifier, the scores of the classes.
     ///
     /// # Shape
-    /// As that of [`Encoder::forward`]
+    /// As [`Encoder::forward`]
     pub fn projected(&self, pixels: &Tensor, train: bool) -> Tensor {
         self.network.project(&self.pooled(pixels, train))
     }
@@ -208,14 +206,14 @@ impl Encoder {
         self.network.pooled(&self.normalised(pixels), statistics, &mut |_, _| {})
     }
 
-    /// What several layers make of a batch, in evaluation mode and in one pass. The projection comes at unit
-    /// length, all others as they are.
+    /// Computes the features of several layers in one pass, in evaluation mode. Those of the projection have
+    /// unit length, all others are unchanged.
     ///
     /// # Shape
-    /// `[batch, 3, height, width]` u8 pixels on any device -> for each layer `[batch, its width]` f32
+    /// `[batch, 3, height, width]` u8 pixels on any device -> for each layer `[batch, width of the layer]` f32
     ///
     /// # Errors
-    /// The first layer that this network lacks.
+    /// If this network lacks a layer, with the first one.
     pub fn features(&self, pixels: &Tensor, layers: &[FeatureLayer]) -> Result<Vec<Tensor>, NoSuchLayer> {
         tch::no_grad(|| {
             let mut maps: [Option<Tensor>; STAGES] = Default::default();
@@ -244,50 +242,50 @@ impl Encoder {
         if self.channels_last { with_channels_last(&normalised) } else { normalised }
     }
 
-    /// How many numbers autograd keeps of an image between forward and backward pass. Batch norm's statistics move:
-    /// use an encoder for this that is used for nothing else.
+    /// Counts the numbers that autograd keeps per image between forward and backward pass. Changes the
+    /// running statistics, so call this on an otherwise unused encoder.
     pub fn activations(&self) -> u64 {
         let side = i64::from(self.config.image_size);
-        // Batch norm needs two.
+        // Batch norm needs two images.
         let pixels = Tensor::zeros([2, 3, side, side], (Kind::Uint8, self.device()));
         count_kept(|| drop(self.forward(&pixels, true))) / 2
     }
 
-    /// The length of the feature before the projection.
+    /// Returns the length of the pooled feature, before the projection.
     pub fn pooled_width(&self) -> i64 {
         let projection = format!("{}weight", self.config.arch.projection());
         self.variables.variables()[&projection].size()[1]
     }
 
-    /// The trainable parameters by name, in the order of their names.
+    /// Returns the trainable parameters, sorted by name.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         self.named_variables().into_iter().filter(|(_, variable)| variable.requires_grad()).collect()
     }
 
-    /// Batch norm's running statistics, in the order of their names.
+    /// Returns the running statistics of batch norm, sorted by name.
     pub fn statistics(&self) -> Vec<Tensor> {
         let all = self.named_variables().into_iter();
         all.filter(|(_, variable)| !variable.requires_grad()).map(|(_, variable)| variable).collect()
     }
 
-    /// Weights and batch-norm statistics under torchvision's names.
+    /// Returns weights and batch-norm statistics under torchvision's names.
     pub fn weights(&self) -> NamedTensors {
         NamedTensors::from_tensors(self.named_variables())
     }
 
-    /// Puts weights in place; names and shapes must be exactly the encoder's.
+    /// Loads weights; names and shapes must match exactly.
     ///
     /// # Errors
-    /// The first name that is missing, unexpected or of another shape.
+    /// If a name is missing, unexpected or has another shape, with the first one.
     pub fn load(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
         weights.copy_into(self.named_variables())
     }
 
-    /// Puts the weights of a model that may have been trained for something else in place: a last layer of
-    /// another shape, or none, leaves the projection as it is. Whether all was taken.
+    /// Loads the weights of a model with any last layer: if that is missing or has another shape, the
+    /// projection is unchanged. Returns whether the last layer was loaded too.
     ///
     /// # Errors
-    /// As [`Encoder::load`], for all other layers; then nothing is copied.
+    /// As [`Encoder::load`], for all other layers; nothing is copied then.
     pub fn load_backbone(&mut self, weights: &NamedTensors) -> Result<bool, WeightsError> {
         let prefix = self.config.arch.projection();
         let of_projection = |name: &str| name.starts_with(prefix);
@@ -303,10 +301,10 @@ impl Encoder {
         weights.only(|name| !of_projection(name)).copy_into(backbone).map(|()| false)
     }
 
-    /// Puts the last layer of a model of this kind in place.
+    /// Loads only the last layer of a model with this architecture.
     ///
     /// # Errors
-    /// If the layer is missing or of another shape.
+    /// If the layer is missing or has another shape.
     pub fn load_projection(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
         let prefix = self.config.arch.projection();
         let variables = self.named_variables().into_iter().filter(|(name, _)| name.starts_with(prefix));
@@ -325,16 +323,16 @@ fn unit_rows(projected: &Tensor) -> Tensor {
     projected / length
 }
 
-/// The same numbers with the channels last in memory, `[batch, height, width, channels]`.
+/// Returns a copy with the channels last in memory, `[batch, height, width, channels]`.
 fn with_channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// The initial value of the parameter with this torchvision name.
+/// Draws the initial value of the parameter with this torchvision name.
 ///
-/// Convolutions are normal with variance 2 / (kernel² · output channels), batch norms start as the
-/// identity, linear layers with their biases are uniform in ±1/√input as PyTorch's `Linear` is. `weight` is
-/// the shape of the layer's weight.
+/// Convolutions are normal with variance 2 / (kernel² · output channels). Batch norms start as the identity.
+/// Linear layers with their biases are uniform in ±1/√input as in PyTorch's `Linear`; `weight` is the shape
+/// of the layer's weight.
 ///
 /// # Source
 /// Reference `models/resnet.py`, constructor.
@@ -362,7 +360,7 @@ fn initial_value(seed: u64, index: u64, name: &str, shape: &[i64], weight: &[i64
     Tensor::from_slice(&values).view(shape)
 }
 
-/// Numbers drawn in blocks, so that threads can share the work and the values do not depend on them.
+/// Draws numbers in blocks, so that threads share the work without changing the values.
 fn draw(seed: u64, index: u64, count: i64, value: impl Fn(&mut Stream) -> f64 + Sync) -> Vec<f32> {
     const BLOCK: usize = 1 << 14;
     let mut values = vec![0.0; count as usize];
@@ -387,14 +385,14 @@ mod tests {
         Encoder::new(config, 1, Device::Cpu)
     }
 
-    /// The same at every call. libtorch's generator is one for all threads: other tests would draw from it in between.
+    /// Draws pixels, not by libtorch's generator, which other tests would draw from in between.
     fn pixels(batch: i64, side: i64) -> Tensor {
         let mut stream = Stream::new(3, Purpose::Test, 0, 0);
         let values: Vec<u8> = (0..batch * 3 * side * side).map(|_| stream.below(256) as u8).collect();
         Tensor::from_slice(&values).view([batch, 3, side, side])
     }
 
-    /// The features and the first kernel's gradient under some way of computing.
+    /// Returns the features and the first kernel's gradient, computed in this way.
     fn run(precision: Precision, channels_last: bool, train: bool) -> (Tensor, Tensor) {
         let mut encoder = encoder(Architecture::ResNet20Cifar, 32);
         encoder.set_compute(precision, channels_last);
@@ -428,7 +426,7 @@ mod tests {
 
     #[test]
     fn bf16_gives_nearly_the_same_unit_features_in_f32() {
-        // With the statistics of a small batch an untrained network enlarges every rounding, as PyTorch's does.
+        // With a small batch's statistics an untrained network amplifies every rounding, as PyTorch's does.
         let (features, gradient) = run(Precision::F32, false, false);
         let (rounded, rounded_gradient) = run(Precision::Bf16, false, false);
         assert_eq!((rounded.kind(), rounded_gradient.kind()), (Kind::Float, Kind::Float));
@@ -464,7 +462,7 @@ mod tests {
         let features = encoder.features(&pixels, &layers).expect("all are there");
         let widths: Vec<i64> = features.iter().map(|feature| feature.size()[1]).collect();
         assert_eq!(widths, [16 * 256, 64 * 16, 64, 32]);
-        // The last stage's map, averaged, is the pooled feature; the projection is what training sees.
+        // The pooled feature is the average of the last stage's map; the projection is the training output.
         let averaged = features[1].view([2, 64, 16]).mean_dim([2_i64].as_slice(), false, Kind::Float);
         assert!(averaged.allclose(&features[2], 1e-5, 1e-6, false));
         assert_eq!(features[3], tch::no_grad(|| encoder.forward(&pixels, false)));

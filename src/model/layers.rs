@@ -1,35 +1,35 @@
-//! Layers that compute in the type of their input.
+//! Layers that compute in the number type of their input.
 //!
-//! Weights are kept in f32; a layer whose input is bf16 or f16 rounds a copy of them for the product, and
-//! autograd brings the gradient back to f32. That is what PyTorch's autocast does, on every device.
+//! Weights are kept in f32. A layer with bf16 or f16 input rounds a copy of them for the product, and
+//! autograd converts the gradient back to f32, like PyTorch's autocast, on every device.
 
 use std::cell::Cell;
 
 use tch::nn::{self, Conv2D, Linear, ModuleT};
 use tch::{Kind, Tensor, no_grad};
 
-/// Stages of a network at most.
+/// Maximum number of stages of a network.
 pub(super) const STAGES: usize = 5;
 
 thread_local! {
-    /// Numbers that autograd keeps, where they are counted.
+    /// Number of values that autograd keeps, while counting.
     static KEPT: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// Takes note of a tensor that autograd keeps for the backward pass.
+/// Counts a tensor that autograd keeps for the backward pass.
 fn note_kept(input: &Tensor) {
     KEPT.with(|kept| kept.set(kept.get().map(|numbers| numbers + input.numel() as u64)));
 }
 
-/// How many numbers autograd keeps of what is computed meanwhile: the inputs of convolutions, batch norms and linear
-/// layers. A ReLU keeps its output, which is such an input.
+/// Counts the numbers that autograd keeps while `compute` runs: the inputs of convolutions, batch norms and
+/// linear layers. A ReLU keeps its output, which is such an input.
 pub(super) fn count_kept(compute: impl FnOnce()) -> u64 {
     KEPT.set(Some(0));
     compute();
     KEPT.take().unwrap_or(0)
 }
 
-/// A square convolution.
+/// Square convolution.
 #[derive(Debug)]
 pub(super) struct Convolution {
     layer: Conv2D,
@@ -37,7 +37,7 @@ pub(super) struct Convolution {
     padding: i64,
 }
 
-/// The shape of a convolution.
+/// Shape of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConvShape {
     pub input: i64,
@@ -63,38 +63,38 @@ impl Convolution {
     }
 }
 
-/// A linear layer.
+/// Applies a linear layer.
 pub(super) fn linear(layer: &Linear, input: &Tensor) -> Tensor {
     note_kept(input);
     let kind = input.kind();
     input.linear(&layer.ws.to_kind(kind), layer.bs.as_ref().map(|bias| bias.to_kind(kind)))
 }
 
-/// What batch norm needs of all processes; autograd goes through both.
+/// Operations over all processes for batch norm, with gradients.
 pub trait OverRanks {
-    /// The sum of a tensor over all processes.
+    /// Returns the sum of a tensor over all processes.
     fn sum(&self, values: &Tensor) -> Tensor;
 
-    /// The whole batch norm, of maps on CUDA; it moves the layer's running statistics.
+    /// Computes a whole batch norm of maps on CUDA, and updates the layer's running statistics.
     ///
     /// # Shape
-    /// As that of the layer; all processes together have two values of a channel.
+    /// As the layer; all processes together need at least two values of a channel.
     fn batch_norm(&self, input: &Tensor, layer: &nn::BatchNorm) -> Tensor;
 }
 
-/// By which mean and variance a batch is normalised.
+/// Source of the mean and variance that normalise a batch.
 #[derive(Clone, Copy)]
 pub(super) enum Statistics<'a> {
-    /// The running ones, which stay as they are.
+    /// Running statistics, unchanged.
     Running,
-    /// Those of the images in this process; the running ones move.
+    /// Statistics of this process's images, which update the running ones.
     OfBatch,
-    /// Those of the images in all processes; the running ones move, everywhere alike.
+    /// Statistics of all processes' images, which update the running ones equally everywhere.
     OfAllRanks(&'a dyn OverRanks),
 }
 
-/// A batch norm with PyTorch's settings, over a process's images or over those of all; its weights and statistics stay
-/// in f32 whatever its input is.
+/// Batch norm with PyTorch's settings, over the images of one or all processes. Weights and statistics remain
+/// in f32 for any input.
 ///
 /// # Source
 /// Ioffe and Szegedy 2015; PyTorch's `BatchNorm2d` and `SyncBatchNorm` for names, settings and the unbiased
@@ -104,7 +104,7 @@ pub(super) struct BatchNorm(nn::BatchNorm);
 
 impl BatchNorm {
     pub(super) fn new(path: &nn::Path, channels: i64) -> Self {
-        // tch begins with random weights, from the one generator of all threads.
+        // tch's default draws random weights from a generator that all threads share.
         let config = nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), ..nn::BatchNormConfig::default() };
         Self(nn::batch_norm2d(path, channels, config))
     }
@@ -118,7 +118,7 @@ impl BatchNorm {
             Statistics::OfBatch => self.of_batch(input),
             Statistics::OfAllRanks(ranks) => {
                 let size = input.size();
-                // Of a map of one pixel all processes may have a single value, whose variance is 0 / 0 to the kernels.
+                // All one-pixel maps together may be a single value, for whose variance the kernels compute 0 / 0.
                 if input.device().is_cuda() && size[2] * size[3] > 1 {
                     ranks.batch_norm(input, &self.0)
                 } else {
@@ -133,15 +133,15 @@ impl BatchNorm {
         if values > 1 {
             return self.0.forward_t(input, true);
         }
-        // One value has no variance to follow, and none at all no mean.
+        // A single value has no variance to track, and no values have no mean.
         let config = nn::BatchNormConfig::default();
         let (weight, bias) = (self.0.ws.as_ref(), self.0.bs.as_ref());
         let nothing = None::<&Tensor>;
         input.batch_norm(weight, bias, nothing, nothing, true, config.momentum, config.eps, false)
     }
 
-    /// One message each way: sums of `x - shift` and its square, and their count. The shift is the running mean,
-    /// the same in all processes and near the mean, so that the variance is not a difference of large numbers.
+    /// Exchanges one message each way: sums of `x - shift` and of its square, and their count. The shift is the running
+    /// mean, which all processes share. It is near the mean, so the variance is not a difference of large numbers.
     fn over_ranks(&self, input: &Tensor, ranks: &dyn OverRanks) -> Tensor {
         let config = nn::BatchNormConfig::default();
         let by_channel = |values: &Tensor| values.view([1, -1, 1, 1]);

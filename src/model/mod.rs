@@ -1,8 +1,8 @@
 //! Encoders: images in, unit vectors out.
 //!
 //! An [`Encoder`] is a network whose last layer is the projection to the embedding, followed by L2
-//! normalisation. Tensor names are torchvision's, so that weights move both ways by name. Initial weights
-//! are a function of the seed alone. A model knows neither objective, bank nor optimiser.
+//! normalisation. Tensors have torchvision's names, so weights can be exchanged in both directions. Initial
+//! weights depend on the seed alone. This module does not use objective, bank or optimiser.
 
 mod compute;
 mod encoder;

@@ -1,5 +1,5 @@
-//! Either kind of network behind one face, how each architecture is put together, and the layers whose output
-//! is a feature.
+//! Common interface of both kinds of network, the layout of each architecture, and the layers whose output is
+//! a feature.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,14 +11,14 @@ use super::plain::{ALEXNET, Plain, PlainLayout, VGG16};
 use super::resnet::{ResNet, ResNetLayout};
 use crate::run_config::Architecture;
 
-/// Numbers of a stage's feature at most; wider maps are averaged over squares.
+/// Maximum length of a stage's feature; larger maps are averaged over squares.
 ///
 /// # Source
 /// Goyal et al. 2019, "Scaling and Benchmarking Self-Supervised Visual Representation Learning", table 12:
 /// 9216, 9216, 8192, 9216 and 8192 numbers for ResNet-50. The paper follows Zhang et al. 2017 (about 9000).
 const STAGE_WIDTH: i64 = 9216;
 
-/// A network with its last layer as the projection.
+/// Network whose last layer is the projection.
 #[derive(Debug)]
 pub(super) enum Network {
     ResNet(Box<ResNet>),
@@ -49,7 +49,7 @@ impl Network {
         }
     }
 
-    /// The projection of that, not yet of unit length.
+    /// Projects a pooled feature, without normalisation.
     ///
     /// # Shape
     /// `[batch, width]` -> `[batch, dim]`
@@ -61,7 +61,7 @@ impl Network {
     }
 }
 
-/// How either kind of network is put together.
+/// Layout of either kind of network.
 #[derive(Clone, Copy, Debug)]
 enum NetworkLayout {
     ResNet(ResNetLayout),
@@ -69,7 +69,7 @@ enum NetworkLayout {
 }
 
 impl Architecture {
-    /// The name of the last layer, which is the projection, with a dot behind.
+    /// Returns the prefix of the last layer's names, such as `fc.`; this layer is the projection.
     pub(super) fn projection(self) -> &'static str {
         match self.layout() {
             NetworkLayout::ResNet(_) => "fc.",
@@ -101,30 +101,30 @@ impl Architecture {
     }
 }
 
-/// A layer of an encoder.
+/// Layer of an encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FeatureLayer {
-    /// The embedding, of unit length.
+    /// Embedding, of unit length.
     Projection,
-    /// What the projection sees: ResNet's average over the last map.
+    /// Input of the projection: in a ResNet, the average over the last map.
     Pooled,
-    /// The map behind a stage, 1 to 5 (the paper's conv1 to conv5): of a ResNet the stem and its stages, of
-    /// AlexNet the convolutions, of VGG the blocks.
+    /// Map behind a stage, 1 to 5 (the paper's conv1 to conv5): stem and stages of a ResNet, convolutions of
+    /// AlexNet, blocks of VGG.
     Stage(u8),
 }
 
-/// A network has no such layer.
+/// Error for a layer that a network lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this network has no layer {layer}; it has conv1 to conv{stages}, pooled and projection")]
 pub struct NoSuchLayer {
-    /// The layer.
+    /// Requested layer.
     pub layer: FeatureLayer,
-    /// The stages that it has.
+    /// Number of the network's stages.
     pub stages: usize,
 }
 
 impl FeatureLayer {
-    /// The stage, from 0.
+    /// Returns the stage, counted from 0.
     pub(super) fn stage(self) -> Option<usize> {
         match self {
             Self::Stage(number) => Some(usize::from(number) - 1),
@@ -161,7 +161,7 @@ impl FromStr for FeatureLayer {
     }
 }
 
-/// A map as one vector for each image, averaged over as many squares as [`STAGE_WIDTH`] allows.
+/// Flattens a map to one vector per image, averaged over as many squares as [`STAGE_WIDTH`] allows.
 ///
 /// # Shape
 /// `[batch, channels, height, width]` -> `[batch, channels * side * side]` f32

@@ -1,7 +1,7 @@
-//! AlexNet and VGG-16 with torchvision's names and shapes, their last layer as the projection.
+//! AlexNet and VGG-16 with torchvision's names and shapes; their last layer is the projection.
 //!
-//! There is no dropout: a feature is a function of the image, and a resumed run needs no generator's
-//! state. In evaluation torchvision's have none either.
+//! Dropout is left out, so a feature depends on the image alone and a resumed run needs no generator's state.
+//! In evaluation, torchvision's networks have none either.
 //!
 //! # Source
 //! Krizhevsky 2014 and Simonyan and Zisserman 2015; torchvision `models/alexnet.py`, `models/vgg.py`.
@@ -11,10 +11,10 @@ use tch::{Kind, Tensor};
 
 use super::layers::{BatchNorm, ConvShape, Convolution, STAGES, Statistics, linear};
 
-/// The width of the hidden linear layers.
+/// Width of the hidden linear layers.
 const HIDDEN: i64 = 4096;
 
-/// A piece of the convolutional part, as torchvision numbers them.
+/// Piece of the convolutional part, numbered as in torchvision.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Piece {
     /// Output channels, kernel, stride, padding; a ReLU follows.
@@ -23,15 +23,15 @@ pub(super) enum Piece {
     MaxPool(i64),
 }
 
-/// How such a network is put together.
+/// Layout of a network without shortcuts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlainLayout {
     pub pieces: &'static [Piece],
-    /// A batch norm behind each convolution.
+    /// Whether a batch norm follows each convolution.
     pub batch_norm: bool,
-    /// The side of the square to which the last map is averaged.
+    /// Side of the square that the last map is averaged to.
     pub pooled_side: i64,
-    /// The numbers of the linear layers within torchvision's `classifier`.
+    /// Numbers of the linear layers within torchvision's `classifier`.
     pub classifier: [u8; 3],
 }
 
@@ -75,7 +75,7 @@ enum Layer {
     MaxPool(i64),
 }
 
-/// A network without shortcuts.
+/// Network without shortcuts.
 #[derive(Debug)]
 pub(super) struct Plain {
     layers: Vec<Layer>,
@@ -96,7 +96,7 @@ impl Plain {
                     let conv = Convolution::new(&(&features / number), shape);
                     let norm = layout.batch_norm.then(|| BatchNorm::new(&(&features / (number + 1)), output));
                     layers.push(Layer::Conv(Box::new((conv, norm))));
-                    // The ReLU and the batch norm have numbers too.
+                    // ReLU and batch norm take numbers too.
                     number += if layout.batch_norm { 2 } else { 1 };
                     channels = output;
                 }
@@ -117,8 +117,8 @@ impl Plain {
         }
     }
 
-    /// `at_stage` sees the map of each convolution of AlexNet, which has as many as there are stages, and of each block
-    /// of VGG before it is pooled.
+    /// Computes the feature before the projection. `at_stage` gets the map of each convolution of AlexNet, or
+    /// of each block of VGG before pooling.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels -> `[batch, 4096]` f32

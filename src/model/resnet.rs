@@ -9,25 +9,25 @@ use tch::{Kind, Tensor};
 
 use super::layers::{BatchNorm, ConvShape, Convolution, Statistics, linear};
 
-/// The output of a bottleneck is this many times wider than its 3×3 convolution.
+/// Ratio of a bottleneck's output width to that of its 3×3 convolution.
 const BOTTLENECK_EXPANSION: i64 = 4;
 
-/// How a ResNet is put together.
+/// Layout of a ResNet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ResNetLayout {
-    /// Blocks of each stage.
+    /// Number of blocks of each stage.
     pub blocks: &'static [usize],
     /// Channels of the first stage; each further stage doubles them.
     pub width: i64,
-    /// Bottleneck blocks (1×1, 3×3, 1×1, four times wider output) instead of basic ones.
+    /// Whether blocks are bottlenecks (1×1, 3×3, 1×1, four times wider output) instead of basic.
     pub bottleneck: bool,
-    /// A 3×3 stride-1 stem without max-pool instead of ImageNet's.
+    /// Whether the stem is 3×3 with stride 1 and without max-pool, instead of ImageNet's.
     pub small_stem: bool,
 }
 
 #[derive(Debug)]
 struct Block {
-    /// Convolutions with their batch norms; with a ReLU between them.
+    /// Convolutions with their batch norms, and a ReLU between them.
     layers: Vec<(Convolution, BatchNorm)>,
     downsample: Option<(Convolution, BatchNorm)>,
 }
@@ -71,13 +71,13 @@ impl Block {
     }
 }
 
-/// A ResNet with its `fc` layer as the projection.
+/// ResNet whose `fc` layer is the projection.
 #[derive(Debug)]
 pub(super) struct ResNet {
     stem: (Convolution, BatchNorm),
     small_stem: bool,
     blocks: Vec<Block>,
-    /// The number of blocks up to the end of each stage.
+    /// Number of blocks up to the end of each stage.
     stage_ends: Vec<usize>,
     projection: Linear,
 }
@@ -105,7 +105,7 @@ impl ResNet {
         Self { stem, small_stem: layout.small_stem, blocks, stage_ends, projection }
     }
 
-    /// The pooled feature of the last stage. `at_stage` sees the map behind the stem (0) and each stage.
+    /// Computes the pooled feature of the last stage. `at_stage` gets the map behind the stem (0) and each stage.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels -> `[batch, channels]`
@@ -130,7 +130,7 @@ impl ResNet {
         hidden.mean_dim([2_i64, 3].as_slice(), false, Kind::Float)
     }
 
-    /// The projection of the pooled feature, not yet of unit length.
+    /// Projects the pooled feature, without normalisation.
     ///
     /// # Shape
     /// `[batch, channels]` -> `[batch, dim]`

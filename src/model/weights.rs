@@ -1,82 +1,82 @@
-//! Tensors with names, to and from safetensors bytes.
+//! Named tensors, and their safetensors files.
 
 use std::borrow::Cow;
 
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use tch::{Kind, Tensor};
 
-/// A file of tensors does not fit.
+/// Error of a file of tensors.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// The bytes are not a safetensors file.
     #[error("not a safetensors file")]
     Malformed(#[source] safetensors::SafeTensorError),
-    /// The bytes are what PyTorch's `torch.save` writes.
+    /// The bytes are a file of PyTorch's `torch.save`.
     #[error(
         "a PyTorch pickle, not safetensors; convert it: `python -c 'import sys, torch, safetensors.torch as s; \
          s.save_file(torch.load(sys.argv[1], map_location=\"cpu\", weights_only=True), sys.argv[2])' IN.pth \
          OUT.safetensors`, or for a checkpoint of lemniscate jobs/tools/lemniscate_to_checkpoint.py"
     )]
     Pickle,
-    /// A tensor that is needed is not there.
+    /// A required tensor is missing.
     #[error("tensor `{name}` is missing")]
     Missing {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
-    /// No tensor has a name of the model: another network, or names with something before them.
+    /// No name belongs to the model: the file has another network's, or names with a prefix.
     #[error("weights of another network, or under other names: expected `{expected}`, {found}")]
     OtherNames {
-        /// A name of the model.
+        /// Name of a tensor of the model.
         expected: String,
-        /// What is there instead, and what helps if that is known.
+        /// Names in the file, with advice if the cause is known.
         found: String,
     },
-    /// A tensor that the model does not have.
+    /// The file has a tensor that the model lacks.
     #[error("tensor `{name}` is not part of this model")]
     Unexpected {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
-    /// A tensor of another shape.
+    /// A tensor has another shape.
     #[error("tensor `{name}` has shape {actual:?}, expected {expected:?}")]
     Shape {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// The shape that is needed.
+        /// Shape in the model.
         expected: Vec<i64>,
-        /// The shape in the file.
+        /// Shape in the file.
         actual: Vec<i64>,
     },
-    /// A tensor of a type that is not read here, or of integers where weights are expected.
+    /// A tensor has an unsupported type, or integers where weights are expected.
     #[error(
         "tensor `{name}` has type {dtype}, expected F16, BF16, F32 or F64; convert quantised weights to one of them"
     )]
     Type {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// The type in the file.
+        /// Type in the file.
         dtype: String,
     },
-    /// A number that is not finite: what was trained diverged.
+    /// A number is not finite, as the training diverged.
     #[error("tensor `{name}` has a number that is not finite")]
     NotFinite {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
-    /// A variance below 0.
+    /// A variance is below 0.
     #[error("tensor `{name}` has a number below 0, expected the variances of a batch norm")]
     NegativeVariance {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
-    /// A network that does not see its images.
+    /// All images have the same feature.
     #[error("two different images have exactly the same feature, as where the weights of a layer are all 0")]
     Constant,
 }
 
 impl WeightsError {
-    /// Whether the file is readable, and of another model.
+    /// Returns whether the file is readable but belongs to another model.
     pub fn is_of_another_model(&self) -> bool {
         matches!(
             self,
@@ -85,10 +85,10 @@ impl WeightsError {
     }
 }
 
-/// How `torch.save` begins: a zip, or a pickle of protocol 2 to 5.
+/// First bytes of files of `torch.save`: a zip, or a pickle of protocol 2 to 5.
 const PICKLES: [&[u8]; 5] = [b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"];
 
-/// Tensors on the CPU, with their names, sorted by name.
+/// Tensors on the CPU, sorted by name.
 #[derive(Debug, Default)]
 pub struct NamedTensors {
     tensors: Vec<(String, Tensor)>,
@@ -101,7 +101,7 @@ impl NamedTensors {
             .into_iter()
             .map(|(name, tensor)| {
                 let here = tensor.detach().to_device(tch::Device::Cpu).contiguous();
-                // What came from a GPU, or was not contiguous, is a copy.
+                // A tensor from a GPU, or one that was not contiguous, is already a copy.
                 let is_shared = tensor.numel() > 0 && here.data_ptr() == tensor.data_ptr();
                 (name, if is_shared { here.copy() } else { here })
             })
@@ -110,24 +110,24 @@ impl NamedTensors {
         Self { tensors }
     }
 
-    /// The tensors with their names.
+    /// Iterates over names and tensors.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
-    /// A copy of those whose names fit.
+    /// Copies the tensors whose names fit.
     pub(super) fn only(&self, fits: impl Fn(&str) -> bool) -> Self {
         let named = self.iter().filter(|(name, _)| fits(name));
         Self::from_tensors(named.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())))
     }
 
-    /// The name of a tensor that has a value which is not finite.
+    /// Returns the name of the first tensor with a value that is not finite.
     pub fn not_finite(&self) -> Option<&str> {
         let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
         self.iter().find(|(_, tensor)| !is_finite(tensor)).map(|(name, _)| name)
     }
 
-    /// These tensors, if all their values are finite, and those of the variances in batch norms not negative.
+    /// Checks that all values are finite, and the variances of batch norms not negative.
     ///
     /// # Errors
     /// [`WeightsError::NotFinite`] or [`WeightsError::NegativeVariance`] with the first name.
@@ -144,7 +144,7 @@ impl NamedTensors {
         Ok(self)
     }
 
-    /// The tensor with this name.
+    /// Returns the tensor with this name.
     ///
     /// # Errors
     /// [`WeightsError::Missing`]
@@ -153,7 +153,7 @@ impl NamedTensors {
         found.map(|index| &self.tensors[index].1).map_err(|_| WeightsError::Missing { name: name.to_owned() })
     }
 
-    /// The file's bytes; equal tensors give equal bytes.
+    /// Serialises the tensors; equal tensors give equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let views = self.tensors.iter().map(|(name, tensor)| {
             let shape = tensor.size().iter().map(|&extent| extent as usize).collect();
@@ -162,10 +162,10 @@ impl NamedTensors {
         safetensors::serialize(views, None).expect("names are distinct and sizes are right")
     }
 
-    /// Reads a file's bytes.
+    /// Parses the bytes of a file.
     ///
     /// # Errors
-    /// If the bytes are not a safetensors file or hold a type other than f16, bf16, f32, f64, i32 or i64.
+    /// If the bytes are not a safetensors file or contain a type other than f16, bf16, f32, f64, i32 or i64.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let is_pickle = PICKLES.iter().any(|magic| bytes.starts_with(magic));
         let file = SafeTensors::deserialize(bytes)
@@ -187,11 +187,11 @@ impl NamedTensors {
         Ok(Self { tensors })
     }
 
-    /// Copies the values into `targets`, which must have exactly these names and shapes. Batch norms'
-    /// `num_batches_tracked`, which PyTorch writes and nothing here uses, is passed over.
+    /// Copies the values into `targets`, which must have exactly these names and shapes. Skips
+    /// `num_batches_tracked` of batch norms, which PyTorch writes and nothing here uses.
     ///
     /// # Errors
-    /// The first name that is missing, unexpected or of another shape; then nothing is copied.
+    /// If a name is missing, unexpected or has another shape, with the first one; nothing is copied then.
     pub fn copy_into(&self, targets: Vec<(String, Tensor)>) -> Result<(), WeightsError> {
         if let Some((first, _)) = targets.first()
             && targets.iter().all(|(name, _)| self.get(name).is_err())
@@ -222,7 +222,7 @@ impl NamedTensors {
         Ok(())
     }
 
-    /// The error of a file without any of a model's names, of which `expected` is the first.
+    /// Returns the error of a file without any of a model's names; `expected` is the model's first.
     fn other_names(&self, expected: &str, targets: &[(String, Tensor)]) -> WeightsError {
         let prefix_of =
             |name: &str| name.strip_suffix(expected).filter(|p| p.ends_with('.')).map(str::to_owned);
@@ -239,7 +239,7 @@ impl NamedTensors {
     }
 }
 
-/// A tensor as safetensors writes it: its bytes are copied one tensor after the other, not all at once.
+/// Tensor view for safetensors, which copies the bytes of one tensor at a time.
 struct Bytes<'a> {
     tensor: &'a Tensor,
     shape: Vec<usize>,

@@ -1,4 +1,4 @@
-//! The rows with which a query is compared beside its own, tile by tile.
+//! Candidate rows that a query is compared with besides its positive, by tile.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ fn tile_bytes(device: Device, gathered: bool) -> usize {
     }
 }
 
-/// Which rows those are.
+/// Selection of candidate rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Candidates<'a> {
     /// Every row but the query's own.
@@ -27,27 +27,27 @@ pub(super) enum Candidates<'a> {
     /// Sampled rows.
     Sampled {
         negatives: &'a Negatives,
-        /// Without the query's own row, where it was drawn.
+        /// Whether to mask the query's own row where it was drawn.
         exclude_own: bool,
     },
 }
 
-/// Some candidates of every query.
+/// Tile of candidates for all queries.
 #[derive(Debug)]
 pub(super) struct Tile {
-    /// `[batch, tile]` f32: similarities over the temperature; minus infinity for rows that are not candidates.
+    /// `[batch, tile]` f32: similarities divided by the temperature; minus infinity for rows that are not candidates.
     pub logits: Tensor,
     /// `[tile, dim]` where the queries share the rows, else `[batch, tile, dim]`; f32, or on a GPU the bank's type.
     rows: Tensor,
 }
 
 impl Tile {
-    /// The sum of the rows with these weights.
+    /// Returns the sum of the rows with these weights.
     ///
     /// # Shape
     /// `[batch, tile]` f32 -> `[batch, dim]` f32
     pub(super) fn weighted(&self, weights: &Tensor) -> Tensor {
-        // Weights may exceed what f16 can hold.
+        // Weights may exceed f16's range.
         let rows = if self.rows.kind() == Kind::Half { &self.rows.to_kind(Kind::Float) } else { &self.rows };
         if rows.dim() == 2 {
             product(weights, rows)
@@ -57,7 +57,7 @@ impl Tile {
     }
 }
 
-/// A matrix product in the second factor's type, summed and given back in f32.
+/// Multiplies matrices in the second factor's type, with sums and result in f32.
 fn product(a: &Tensor, b: &Tensor) -> Tensor {
     match (b.kind(), b.dim()) {
         (Kind::Float, _) => a.matmul(b),
@@ -66,12 +66,12 @@ fn product(a: &Tensor, b: &Tensor) -> Tensor {
     }
 }
 
-/// Rows in the type in which they are multiplied: on a GPU the bank's, whose products tensor cores sum in f32.
+/// Converts rows for products: on a GPU they keep the bank's type, whose products tensor cores sum in f32.
 fn factors(rows: &Tensor) -> Tensor {
     if rows.device().is_cuda() { rows.shallow_clone() } else { rows.to_kind(Kind::Float) }
 }
 
-/// Calls `visit` with one tile after the other of the candidates in this part of the bank.
+/// Calls `visit` with each tile of the candidates in this shard.
 pub(super) fn for_each_tile(
     queries: Queries<'_>,
     temperature: Temperature,
@@ -146,7 +146,7 @@ fn sampled(
     }
 }
 
-/// Takes each query's own row out of a tile.
+/// Masks each query's own row in a tile.
 fn leave_out(own: &BatchRows, logits: &mut Tensor, tile: Range<usize>) {
     let first = own.ascending().partition_point(|&row| row < tile.start);
     let after = own.ascending().partition_point(|&row| row < tile.end);

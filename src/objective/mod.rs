@@ -1,4 +1,4 @@
-//! Objectives: how a batch of features is evaluated against the memory bank.
+//! Objectives: losses of a batch of features against the memory bank.
 //!
 //! With similarity `s`, temperature τ, `n` instances and a query's own row `v`:
 //!
@@ -9,15 +9,14 @@
 //! all       + λ ‖f - v‖², the proximal term; and the mean over the batch
 //! ```
 //!
-//! There is one code path: tiles of candidate rows go into the sums of a [`Partial`], partials over disjoint
-//! parts of the bank merge, in one process or over several, and the partial of all rows gives loss and gradient in
-//! closed form. Neither `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd
-//! graph passes through. Evaluating changes nothing: Z is named state, set by [`Objective::prepare`] and
-//! moved by [`Objective::follow`].
+//! All objectives share one code path. Tiles of candidate rows go into the sums of a [`Partial`]; partials of disjoint
+//! shards merge, in one process or over several; the partial of all rows gives loss and gradient in closed form.
+//! Neither `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
+//! Evaluation changes no state: Z is set by [`Objective::prepare`] and updated by [`Objective::follow`].
 //!
 //! # Source
 //! Paper, equations 2-10; reference `LinearAverage.py`, `NCEAverage.py`, `NCECriterion.py`, whose `eps` of
-//! 1e-7 is an option here. docs/numerics.md says what differs and why.
+//! 1e-7 is an option here. docs/numerics.md lists the differences and the reasons.
 
 mod candidates;
 mod negatives;
@@ -34,26 +33,26 @@ use crate::distributed::{DistributedError, ProcessGroup};
 use crate::ids::BankRow;
 use crate::run_config::{ObjectiveKind, PartitionChoice, TrainConfig};
 
-/// Queries as an objective sees them: a batch, or a part of one.
+/// Queries of an objective: a batch, or a micro-batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
     /// `[queries, dim]` unit rows, f32, without a graph.
     pub features: &'a Tensor,
-    /// `[queries]`: the bank's row of each.
+    /// `[queries]`: the positive's bank row for each query.
     pub positions: &'a [BankRow],
-    /// How many the whole batch has; losses and gradients of its parts add up to those of the batch.
+    /// Number of queries in the whole batch; losses and gradients of its micro-batches add up.
     pub batch: usize,
-    /// The rows of these positions in the one part of the bank that is here, where they were found before.
+    /// Rows of these positions in this process's shard, if located before.
     pub rows: Option<&'a BatchRows>,
 }
 
 impl<'a> Queries<'a> {
-    /// A whole batch.
+    /// Creates the queries of a whole batch.
     pub fn whole(features: &'a Tensor, positions: &'a [BankRow]) -> Self {
         Self { features, positions, batch: positions.len(), rows: None }
     }
 
-    /// The queries' own rows in a part of the bank.
+    /// Returns the queries' own rows in a shard.
     fn rows_in(&self, part: &BankShard) -> BatchRows {
         let Some(rows) = self.rows else { return part.rows_of(self.positions) };
         rows.check(part, self.positions);
@@ -64,15 +63,15 @@ impl<'a> Queries<'a> {
 /// Loss and gradient of a batch.
 #[derive(Debug)]
 pub struct Evaluation {
-    /// The mean loss over the batch, in nats; a f64 scalar on the features' device.
+    /// Mean loss over the batch, in nats; a f64 scalar on the features' device.
     pub loss: Tensor,
-    /// Its gradient with respect to the features, `[queries, dim]` f32.
+    /// Gradient of the loss with respect to the features, `[queries, dim]` f32.
     pub gradient: Tensor,
-    /// ln Z as this batch estimates it, where Z is a moving average; a f64 scalar.
+    /// This batch's estimate of ln Z, a f64 scalar; `None` unless Z is a moving average.
     pub ln_partition: Option<Tensor>,
 }
 
-/// An objective with its state.
+/// Objective with its state.
 #[derive(Debug)]
 pub struct Objective {
     config: TrainConfig,
@@ -99,41 +98,41 @@ impl Objective {
         self.ln_z
     }
 
-    /// Puts an earlier state in place: for a step that is not to have happened.
+    /// Restores an earlier state, to undo a step.
     pub fn set_ln_z(&mut self, ln_z: Option<f64>) {
         (self.ln_z, self.moved) = (ln_z, None);
     }
 
-    /// Takes note of ln Z as it was read after a step whose batch moved it ([`Objective::follow`]).
+    /// Stores the ln Z that was read after a step updated it ([`Objective::follow`]).
     pub fn note_ln_z(&mut self, ln_z: f64) {
         self.ln_z = Some(ln_z);
     }
 
-    /// The mean loss in nats where every row is as similar to a query as any other: features then tell nothing.
+    /// Returns the mean loss in nats of uninformative features, for which all rows are equally similar.
     pub fn chance_loss(&self, instances: usize) -> f64 {
         let negatives = self.config.negatives as f64;
         match self.config.objective {
             ObjectiveKind::Softmax => (instances as f64).ln(),
             ObjectiveKind::InfoNce => negatives.ln_1p(),
-            // With Z right, each row is the query's own with probability 1 / (K + 1).
+            // With a correct Z, each row is the query's own with probability 1 / (K + 1).
             ObjectiveKind::Nce => negatives.ln_1p() + negatives * negatives.recip().ln_1p(),
         }
     }
 
-    /// How many negatives each query needs.
+    /// Returns the number of negatives per query; `None` for `softmax`.
     pub fn negatives(&self) -> Option<usize> {
         (self.config.objective != ObjectiveKind::Softmax).then_some(self.config.negatives)
     }
 
-    /// Sets what must be known before the first evaluation: Z of `nce`, from the first batch. Does nothing
-    /// where it is set, or where there is none. Each owner has some parts of the bank.
+    /// Estimates Z of `nce` from the first batch, before its evaluation. Does nothing if Z is set or unused.
+    /// Each owner has some shards of the bank.
     ///
     /// # Errors
     /// If a collective fails.
     ///
     /// # Source
-    /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives. With `ema` the
-    /// estimate of every other step, in which the positive counts once.
+    /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives. With `ema`,
+    /// the estimate of all other steps, in which the positive counts once.
     pub fn prepare(
         &mut self,
         queries: Queries<'_>,
@@ -172,7 +171,7 @@ impl Objective {
         Ok(())
     }
 
-    /// The loss of the batch and its gradient, the same at all owners, where each has some parts of the bank.
+    /// Returns loss and gradient of the batch, the same at all owners, each of which has some shards of the bank.
     ///
     /// # Errors
     /// If a collective fails.
@@ -198,7 +197,7 @@ impl Objective {
         })
     }
 
-    /// The sums of the batch over a part of the bank.
+    /// Returns the sums of the batch over a shard of the bank.
     fn partial(&self, queries: Queries<'_>, part: &BankShard, negatives: Option<&Negatives>) -> Partial {
         let temperature = self.config.temperature;
         let (sum, partition) = match self.config.objective {
@@ -221,7 +220,7 @@ impl Objective {
     pub fn follow(&mut self, ln_estimate: &Tensor, (step, epoch): (u64, u64)) -> Option<Tensor> {
         let decay = match self.config.partition {
             PartitionChoice::Ema => self.config.partition_decay,
-            // The mean of all so far.
+            // Average of all estimates so far.
             PartitionChoice::Delayed if epoch == 0 => step as f64 / (step + 1) as f64,
             _ => return None,
         };
@@ -233,7 +232,7 @@ impl Objective {
         Some(moved)
     }
 
-    /// ln Z on a device, a f64 scalar.
+    /// Returns ln Z on a device, a f64 scalar.
     fn ln_z_on(&self, device: Device) -> Tensor {
         self.moved.as_ref().map_or_else(
             || {

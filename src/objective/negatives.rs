@@ -1,7 +1,7 @@
-//! The noise samples of a step.
+//! Noise samples of a step.
 //!
-//! A draw is a hash of (seed, step, block of rows, query, number): no draw needs another, so any tile of
-//! them is made when it is needed, on the device that needs it, and `[batch, K]` indices are never held.
+//! A draw is a hash of (seed, step, block of rows, query, number). No draw depends on another, so any tile is
+//! computed when needed, on the device that needs it; `[batch, K]` indices are never held.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -13,24 +13,24 @@ use crate::bank::{BankShard, Blocks};
 use crate::rng::{Purpose, SPLIT_MIX, Stream, split_mix};
 use crate::run_config::{Sampling, TrainConfig};
 
-/// The increment of SplitMix64, 2⁶⁴ over the golden ratio.
+/// Increment of SplitMix64, 2⁶⁴ divided by the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Bank rows drawn as noise.
 #[derive(Debug)]
 pub struct Negatives {
     source: Source,
-    /// What the draws depend on, once it is on the device: a step's tiles share it.
+    /// Inputs of the draws on the device, which a step's tiles share; set on first use.
     uploaded: OnceCell<Uploaded>,
 }
 
-/// By column, `[1, K]` int64: what the draw of query 0 is a hash of, and its block's first row and length.
+/// Inputs of the draws by column, `[1, K]` int64: hash input of query 0, and the block's first row and length.
 #[derive(Debug)]
 struct Uploaded {
     state: Tensor,
     first: Tensor,
     len: Tensor,
-    /// `[queries, 1]` int64: their numbers.
+    /// `[queries, 1]` int64: batch indices of the queries.
     queries: Tensor,
 }
 
@@ -43,11 +43,11 @@ enum Source {
 
 #[derive(Debug)]
 struct Drawn {
-    /// For each block a random key.
+    /// Random key of each block.
     keys: Vec<u64>,
     blocks: Blocks,
     per_block: usize,
-    /// The queries' numbers within the step's batch; 0 alone where all share.
+    /// Batch indices of the queries; only 0 where all share.
     queries: Vec<usize>,
     shared: bool,
 }
@@ -57,12 +57,12 @@ impl Negatives {
     /// replacement; a query's own row is not left out. Of the configuration they depend on the seed, K and which
     /// queries share them.
     ///
-    /// The draws are spread evenly over blocks of rows, so that an owner of some blocks makes its own alone,
-    /// and the same ones. Each row's probability is right within one part in
-    /// [`Blocks::FEWEST_ROWS_FOR_NEGATIVES`]: blocks may differ by a row.
+    /// The draws are spread evenly over blocks of rows, so that an owner of some blocks makes its own draws
+    /// alone. Each row's probability is exact within one part in [`Blocks::FEWEST_ROWS_FOR_NEGATIVES`], as
+    /// blocks may differ by a row.
     ///
     /// # Source
-    /// Reference `alias_multinomial.py` with uniform weights; spreading over blocks is ours. SplitMix64:
+    /// Reference `alias_multinomial.py` with uniform weights; the spreading over blocks is ours. SplitMix64:
     /// Steele, Lea and Flood 2014.
     pub fn draw(
         config: &TrainConfig,
@@ -82,7 +82,7 @@ impl Negatives {
         }))
     }
 
-    /// Given rows of the bank.
+    /// Creates negatives from given bank rows.
     ///
     /// # Shape
     /// `[batch, negatives]` int64, or `[negatives]` where all queries share them
@@ -94,7 +94,7 @@ impl Negatives {
         Self { source, uploaded: OnceCell::new() }
     }
 
-    /// How many there are for each query.
+    /// Returns the number of negatives per query.
     pub fn count(&self) -> usize {
         match &self.source {
             Source::Given(rows) => rows.size()[1] as usize,
@@ -102,7 +102,7 @@ impl Negatives {
         }
     }
 
-    /// What a device other than the CPU needs to draw them; nothing for given rows.
+    /// Returns the inputs that a device other than the CPU needs for drawing; empty for given rows.
     pub fn words(&self) -> Vec<i64> {
         match &self.source {
             Source::Given(_) => Vec::new(),
@@ -110,7 +110,7 @@ impl Negatives {
         }
     }
 
-    /// Takes the words from the device to which they were brought, which else happens where they are needed.
+    /// Sets the uploaded words; without this call they are uploaded on first use.
     ///
     /// # Shape
     /// `[words]` int64
@@ -120,7 +120,7 @@ impl Negatives {
         }
     }
 
-    /// Whether all queries have the same ones.
+    /// Returns whether all queries share the same negatives.
     pub fn shared(&self) -> bool {
         match &self.source {
             Source::Given(rows) => rows.size()[0] == 1,
@@ -128,7 +128,7 @@ impl Negatives {
         }
     }
 
-    /// The columns in which rows of this part can be.
+    /// Returns the columns that may contain rows of this shard.
     pub(super) fn columns_for(&self, part: &BankShard) -> Range<usize> {
         match &self.source {
             Source::Given(_) => 0..self.count(),
@@ -139,7 +139,7 @@ impl Negatives {
         }
     }
 
-    /// Some columns, `[batch, columns]` (or `[1, columns]`) int64.
+    /// Returns some columns, `[batch, columns]` (or `[1, columns]`) int64.
     pub(super) fn columns(&self, columns: Range<usize>, device: Device) -> Tensor {
         match &self.source {
             Source::Given(rows) => {
@@ -154,14 +154,14 @@ impl Negatives {
 }
 
 impl Drawn {
-    /// The key of a column's block, its first row and its length.
+    /// Returns a column's block: key, first row and length.
     fn block_of(&self, column: usize) -> (u64, u64, u64) {
         let block = (column / self.per_block) as u64;
         let rows = self.blocks.range(block);
         (self.keys[block as usize], rows.start, rows.end - rows.start)
     }
 
-    /// The number of a draw within its block.
+    /// Returns the number of a draw within its block.
     fn counter(&self, query: usize, column: usize) -> u64 {
         (query * self.per_block + column % self.per_block) as u64
     }
@@ -179,7 +179,7 @@ impl Drawn {
         Tensor::from_slice(&rows).view(shape)
     }
 
-    /// What the draws of all columns depend on: states, first rows, lengths, then the queries' numbers.
+    /// Returns the inputs of all columns' draws: states, first rows, lengths, then the queries' indices.
     fn words(&self) -> Vec<i64> {
         let blocks = (0..self.keys.len()).map(|block| self.block_of(block * self.per_block));
         let blocks: Vec<_> = blocks.collect();
@@ -192,7 +192,7 @@ impl Drawn {
         states.chain(firsts).chain(lens).chain(self.queries.iter().map(|&query| query as i64)).collect()
     }
 
-    /// The words, on a device.
+    /// Splits the words on a device.
     fn uploaded(&self, words: &Tensor) -> Uploaded {
         let count = (self.keys.len() * self.per_block) as i64;
         let row = |number: i64| words.narrow(0, number * count, count).unsqueeze(0);
@@ -204,7 +204,7 @@ impl Drawn {
         self.uploaded(&Tensor::from_slice(&self.words()).to_device(device))
     }
 
-    /// The same numbers by tensor operations, so that nothing of size `[batch, columns]` is uploaded.
+    /// Draws the same numbers by tensor operations, so that nothing of size `[batch, columns]` is uploaded.
     fn on_device(&self, columns: Range<usize>, uploaded: &Uploaded) -> Tensor {
         let some = |all: &Tensor| all.narrow(1, columns.start as i64, columns.len() as i64);
         let stride = (self.per_block as u64).wrapping_mul(GOLDEN) as i64;
@@ -213,14 +213,14 @@ impl Drawn {
     }
 }
 
-/// [`split_mix`] on int64 tensors, whose products wrap.
+/// Computes [`split_mix`] on int64 tensors, whose products wrap.
 fn mix_tensor(bits: Tensor) -> Tensor {
     let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 30)) * SPLIT_MIX[0] as i64;
     let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 27)) * SPLIT_MIX[1] as i64;
     bits.bitwise_xor_tensor(&logical_shift(&bits, 31))
 }
 
-/// A shift to the right that brings in zeros, where torch's brings in the sign.
+/// Shifts right with zeros, where torch's operator repeats the sign bit.
 fn logical_shift(bits: &Tensor, by: i64) -> Tensor {
     bits.bitwise_right_shift_tensor_scalar(by).bitwise_and((1_i64 << (64 - by)) - 1)
 }
@@ -232,14 +232,14 @@ mod tests {
     use super::*;
 
     impl Negatives {
-        /// All of them, `[batch, negatives]` (or `[1, negatives]`) int64 on the CPU.
+        /// Returns all negatives, `[batch, negatives]` (or `[1, negatives]`) int64 on the CPU.
         pub(in crate::objective) fn all(&self) -> Tensor {
             self.columns(0..self.count(), Device::Cpu)
         }
     }
 
     const INSTANCES: usize = 1000;
-    /// Enough for blocks.
+    /// Enough instances for several blocks.
     const MANY_INSTANCES: usize = 20_000;
 
     fn draw(seed: u64, step: u64, count: usize, sampling: Sampling, queries: Range<usize>) -> Negatives {

@@ -1,7 +1,7 @@
-//! The sums of an objective over a part of the bank's rows, and the whole that disjoint parts make.
+//! Sums of an objective over some of the bank's rows, and their merging over disjoint shards.
 //!
-//! Every owner of rows has the sums over its own rows for all queries of the batch. Those sums travel, and of the
-//! bank only each query's own row: for each query two vectors and at most three numbers, whatever size and K.
+//! Each owner computes the sums over its own rows for all queries of the batch. Only these sums and each
+//! query's positive are exchanged: two vectors and at most three numbers per query, for any bank size and K.
 
 use tch::{Kind, Tensor};
 
@@ -11,13 +11,13 @@ use crate::bank::BankShard;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::units::Temperature;
 
-/// Below every logit and yet finite: a difference to it is not NaN.
+/// Below every logit but finite, so that differences to it are not NaN.
 const LOWEST: f64 = -1e30;
 
-/// `exp(1/τ)`, 3e14, times any number of rows is far from f32's limit of 3e38, and `exp(-1/τ)` from its least.
+/// From this τ on, `exp(±1/τ)` (3e14) times any number of rows is far from f32's limits (3e38).
 const LOWEST_TEMPERATURE: f64 = 0.03;
 
-/// Sums over a part of the rows; those over disjoint parts merge.
+/// Sums over some rows; those over disjoint rows merge.
 #[derive(Debug)]
 pub(super) struct Partial {
     own: Positives,
@@ -29,9 +29,9 @@ pub(super) struct Partial {
 
 #[derive(Debug)]
 pub(super) enum Sum {
-    /// Of `softmax` and `infonce`.
+    /// For `softmax` and `infonce`.
     Exponentials(LogSum),
-    /// Of `nce`.
+    /// For `nce`.
     Noise(NoiseSum),
 }
 
@@ -58,10 +58,10 @@ impl Partial {
         Self { own, candidates: sum, partition, instances: part.instances(), temperature }
     }
 
-    /// Adds the sums over a disjoint part, for the same batch.
+    /// Adds the sums over disjoint rows, for the same batch.
     ///
     /// # Panics
-    /// If the other is of another objective.
+    /// If the other partial belongs to another objective.
     pub(super) fn merge(&mut self, other: Self) {
         self.own.merge(&other.own);
         match (&mut self.candidates, other.candidates) {
@@ -74,9 +74,9 @@ impl Partial {
         }
     }
 
-    /// Loss and gradient, once all parts are merged. With `x` the logarithm of the candidates' sum less the
-    /// own logit, the softmax's loss is `softplus(x)` and its gradient
-    /// `sigmoid(x) (mean candidate - own row) / (batch τ)`: no difference of nearly equal numbers.
+    /// Returns loss and gradient once all partials are merged. With `x` the logarithm of the candidates' sum
+    /// minus the positive's logit, the softmax loss is `softplus(x)` and its gradient is `sigmoid(x) (mean
+    /// candidate - own row) / (batch τ)`. Neither is a difference of nearly equal numbers.
     pub(super) fn finish(self, queries: Queries<'_>, proximal_weight: f64) -> Evaluation {
         let column = |values: &Tensor| values.to_kind(Kind::Float).unsqueeze(1);
         let (batch, own) = (queries.batch as f64, &self.own);
@@ -103,7 +103,7 @@ impl Partial {
         Evaluation { loss: loss.sum(Kind::Double) / batch, gradient, ln_partition: partition }
     }
 
-    /// Makes it the sums over the rows of all owners, the same ones at each of them.
+    /// Replaces the sums by those over the rows of all owners, the same at each of them.
     pub(super) fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
         if owners.world() == 1 {
             return Ok(());
@@ -116,10 +116,10 @@ impl Partial {
     }
 }
 
-/// The queries' own rows in a part of the bank; zero for queries whose row is elsewhere.
+/// Positives of the queries in a shard; zero for queries whose row is elsewhere.
 #[derive(Debug)]
 pub(super) struct Positives {
-    /// `[batch]` f32: similarity over temperature.
+    /// `[batch]` f32: similarity divided by temperature.
     logits: Tensor,
     /// `[batch, dim]` f32.
     rows: Tensor,
@@ -136,13 +136,13 @@ impl Positives {
         Self { logits: products.sum_dim_intlist([1_i64].as_slice(), false, Kind::Float), rows }
     }
 
-    /// Adds those of a disjoint part.
+    /// Adds the positives of a disjoint shard.
     pub(super) fn merge(&mut self, other: &Self) {
         self.logits += &other.logits;
         self.rows += &other.rows;
     }
 
-    /// Sums the owners' positives, and in the same message other rows of theirs.
+    /// Sums positives and `rows` over all owners, in one message.
     ///
     /// # Shape
     /// `rows: [batch, dim]` f32 -> `[batch, dim]`
@@ -159,34 +159,34 @@ impl Positives {
         &self.logits
     }
 
-    /// Sums the similarities alone.
+    /// Sums only the logits over all owners.
     pub(super) fn sum_logits_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
         owners.all_reduce(&self.logits, Reduce::Sum)
     }
 }
 
-/// `sum_i exp(logit_i)` and `sum_i exp(logit_i) row_i` for each query.
+/// Sums `sum_i exp(logit_i)` and `sum_i exp(logit_i) row_i` for each query.
 ///
-/// Logits of unit vectors are at most 1/τ. From [`LOWEST_TEMPERATURE`] on their exponentials are summed as they are:
-/// five passes over a tile (product, exponential in place, sum, weighted product). Below, the sum is kept relative to a
-/// running maximum, so that nothing overflows; where the maximum grows, what was summed shrinks.
+/// Logits of unit vectors are at most 1/τ. For τ from [`LOWEST_TEMPERATURE`] on, the exponentials are summed directly,
+/// in five passes over a tile (product, exponential in place, sum, weighted product). Below, the sum is kept relative
+/// to a running maximum, so that nothing overflows; where the maximum grows, earlier sums shrink.
 ///
 /// # Source
 /// Milakov and Gimelshein 2018 (online softmax); the weighted rows as in Rabe and Staats 2021.
 #[derive(Debug)]
 pub(super) struct LogSum {
-    /// `[batch, 1]` f32: the largest logit so far; 0 where it is not needed.
+    /// `[batch, 1]` f32: the largest logit so far; 0 if not needed.
     maximum: Tensor,
-    /// Whether a maximum is needed.
+    /// Whether a running maximum is needed.
     is_relative: bool,
-    /// `[batch]` f64: the sum of `exp(logit - maximum)`.
+    /// `[batch]` f64: sum of `exp(logit - maximum)`.
     sum: Tensor,
-    /// `[batch, dim]` f32: the rows in that sum.
+    /// `[batch, dim]` f32: sum of the rows with these weights.
     weighted: Tensor,
 }
 
 impl LogSum {
-    /// The sums over nothing, for queries with these features.
+    /// Creates empty sums for queries with these features.
     pub(super) fn empty(features: &Tensor, temperature: Temperature) -> Self {
         let (batch, device) = (features.size()[0], features.device());
         let is_relative = temperature.get() < LOWEST_TEMPERATURE;
@@ -199,7 +199,7 @@ impl LogSum {
         }
     }
 
-    /// Adds a tile; its logits are used up.
+    /// Adds a tile; overwrites its logits.
     fn add(&mut self, mut tile: Tile) {
         if self.is_relative {
             self.rise(&tile.logits.amax([1_i64].as_slice(), true));
@@ -220,12 +220,12 @@ impl LogSum {
         self.weighted += &other.weighted;
     }
 
-    /// `[batch]` f64: the logarithm of the sum.
+    /// Returns the logarithm of the sum, `[batch]` f64.
     fn ln(&self) -> Tensor {
         self.sum.log() + self.maximum.squeeze_dim(1).to_kind(Kind::Double)
     }
 
-    /// `[batch, dim]` f32: the mean row, each weighed by its exponential; zero where there is none.
+    /// Returns the mean row weighted by exponentials, `[batch, dim]` f32; zero without rows.
     fn mean_row(&self) -> Tensor {
         &self.weighted / self.sum.clamp_min(f64::from(f32::MIN_POSITIVE)).to_kind(Kind::Float).unsqueeze(1)
     }
@@ -250,16 +250,16 @@ impl LogSum {
     }
 }
 
-/// What is known of the noise.
+/// Constants of the noise distribution.
 #[derive(Debug)]
 pub(super) struct Noise {
     /// `ln Z + ln(K/n + eps)`, a f64 scalar on the features' device.
     pub offset: Tensor,
-    /// `ln(1 + eps n / K)`: what eps adds to the loss of each term beside its part in the offset.
+    /// `ln(1 + eps n / K)`: the part of eps in each term's loss that the offset does not contain.
     pub constant: f64,
 }
 
-/// `sum_j softplus(u_j)` and `sum_j sigmoid(u_j) row_j` for each query, with `u = logit - offset`.
+/// Sums `sum_j softplus(u_j)` and `sum_j sigmoid(u_j) row_j` for each query, with `u = logit - offset`.
 #[derive(Debug)]
 pub(super) struct NoiseSum {
     noise: Noise,
@@ -270,7 +270,7 @@ pub(super) struct NoiseSum {
 }
 
 impl NoiseSum {
-    /// The sums over nothing, for queries with these features.
+    /// Creates empty sums for queries with these features.
     pub(super) fn empty(features: &Tensor, noise: Noise) -> Self {
         let loss = Tensor::zeros([features.size()[0]], (Kind::Double, features.device()));
         Self { noise, loss, weighted: features.zeros_like() }
@@ -369,7 +369,7 @@ impl LogZSum {
     }
 }
 
-/// `ln(1 + exp(x))` without overflow and, for very negative `x`, without loss of digits.
+/// Computes `ln(1 + exp(x))` without overflow and, for very negative `x`, without loss of digits.
 fn log_one_plus_exp(x: &Tensor) -> Tensor {
     x.clamp_min(0.0) + (-x.abs()).exp().log1p()
 }

@@ -61,7 +61,7 @@ fn draw(
     Negatives::draw(&config, 1, queries, instances)
 }
 
-/// A small case: bank, features, positions, negatives.
+/// Small case: bank, features, positions, negatives.
 struct Case {
     bank: MemoryBank,
     features: Tensor,
@@ -130,8 +130,8 @@ fn close(actual: f64, expected: f64) -> bool {
     (actual - expected).abs() <= 1e-5 * expected.abs().max(1e-3)
 }
 
-/// Whether a gradient is the oracle's, relative to its largest number. It is a sum of rows over τ with weights that
-/// sum to 0: where the own row has nearly all the weight, that sum is small and what f32 rounds off its terms is not.
+/// Returns whether a gradient matches the oracle's, relative to its largest number. It is a sum of rows over τ with
+/// weights of sum 0: if the positive has nearly all weight, it is small, but the f32 rounding of its terms is not.
 fn same_gradient(actual: &Tensor, expected: &[Vec<f64>], options: &TrainConfig) -> bool {
     let expected = Tensor::from_slice2(expected);
     let rounded_off = f64::from(f32::EPSILON) / options.temperature.get();
@@ -141,7 +141,7 @@ fn same_gradient(actual: &Tensor, expected: &[Vec<f64>], options: &TrainConfig) 
 
 #[test]
 fn nce_is_one_plus_k_times_ln_two_when_model_equals_noise() {
-    // u = 0 everywhere: one row for all instances, and Z = exp(s/τ) n / K.
+    // With u = 0 everywhere: one row for all instances, and Z = exp(s/τ) n / K.
     let row: Vec<f32> = [1.0].into_iter().chain([0.0; DIM - 1]).collect();
     let mut case = Case::random(0, 100, 2, 4096, Sampling::PerSample);
     case.bank = MemoryBank::from_rows(&row.repeat(100), DIM, vec![None; 100], Device::Cpu);
@@ -223,8 +223,7 @@ fn every_estimate_of_the_partition_is_that_of_the_oracle() {
     }
 }
 
-/// Aligned features, 313 rows for each negative: a positive that counts n/(K+1) times would make ln Z larger by
-/// more than 5.
+/// Aligned features, 313 rows for each negative: counting a positive n/(K+1) times would raise ln Z by more than 5.
 #[test]
 fn a_moving_z_is_that_of_all_rows_however_well_features_are_aligned() {
     const ROWS: usize = 5000;
@@ -262,7 +261,7 @@ fn losses_and_gradients_stay_finite_for_extreme_logits() {
 
 #[test]
 fn a_nearly_certain_positive_keeps_its_digits() {
-    // p = 1 - 4e-9 is 1 in f32: a difference of probabilities would be 0.
+    // In f32 p = 1 - 4e-9 is 1, so a difference of probabilities would be 0.
     let rows: Vec<f32> = [[1.0, 0.0], [0.0, 1.0]].concat();
     let bank = MemoryBank::from_rows(&rows, 2, vec![None; 2], Device::Cpu);
     let features = bank.rows().narrow(0, 0, 1);
@@ -330,7 +329,7 @@ fn parts_of_a_batch_add_up_to_the_batch() {
 
 #[test]
 fn many_tiles_give_what_one_gives() {
-    // 120,000 rows: several tiles of the dense walk at a batch of 64.
+    // 120,000 rows: several tiles of the dense path at a batch of 64.
     let bank = MemoryBank::random(120_000, DIM, 1, Device::Cpu);
     let features = MemoryBank::random(64, DIM, 2, Device::Cpu);
     let positions: Vec<_> = (0..64).map(|k| BankRow(k * 1873)).collect();

@@ -1,4 +1,4 @@
-//! The bank of a run: how its rows are spread after each epoch, and how long ago they were written.
+//! Sections about a run's bank: spread of its rows after each epoch, and age of the rows.
 
 use std::collections::BTreeMap;
 
@@ -8,26 +8,26 @@ use super::text::{SmallChart, add, grouped};
 use super::{PageInput, Section};
 use crate::feature_table::{Kind, Table, TableError};
 
-/// Bars of the histogram.
+/// Bars of the age histogram.
 const BARS: u64 = 24;
 /// Rows whose steps are read together.
 const ROWS: usize = 1 << 16;
 /// The effective rank's scale ends at a multiple of this.
 const RANK_SCALE: f64 = 5.0;
 
-/// How the rows of a bank are spread after an epoch.
+/// Spread of a bank's rows after an epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BankSpread {
     /// Steps done.
     pub step: u64,
-    /// How many directions the rows use, from 1 to their length.
+    /// Number of directions that the rows use, from 1 to their length.
     pub effective_rank: f64,
-    /// `ln mean exp(-2 ‖x - y‖²)` over pairs of rows: 0 where all are one point.
+    /// `ln mean exp(-2 ‖x - y‖²)` over pairs of rows: 0 if all are one point.
     pub uniformity: f64,
 }
 
 impl BankSpread {
-    /// Of the epochs in the lines of `metrics.jsonl`, by step.
+    /// Parses the spread after each epoch from the lines of `metrics.jsonl`, ordered by step.
     pub(super) fn of_metrics(text: &str) -> Vec<Self> {
         let of_line = |line: &str| {
             let line: Value = serde_json::from_str(line).ok()?;
@@ -39,7 +39,7 @@ impl BankSpread {
     }
 }
 
-/// The spread of the rows over training; none without metrics of it.
+/// Renders the spread of the rows over training; `None` without metrics of it.
 pub(super) fn spread(input: &PageInput<'_>) -> Option<Section> {
     let spreads = &input.history.spread;
     let steps = (spreads.first()?.step, spreads.last()?.step);
@@ -70,7 +70,7 @@ pub(super) fn spread(input: &PageInput<'_>) -> Option<Section> {
         tick: |rank| format!("{rank:.0}"),
     }
     .write(&mut html);
-    // Of two random directions, ‖x - y‖² = 2 - 2 x·y, and x·y has the mean 0 and the variance 1/dim.
+    // For two random directions, ‖x - y‖² = 2 - 2 x·y, and x·y has mean 0 and variance 1/dim.
     let random = dim.map(|dim| -4.0 + 8.0 / dim as f64);
     let uniformities = points(|spread| spread.uniformity);
     let least = uniformities.iter().map(|(_, value)| *value).fold(random.unwrap_or(0.0), f64::min);
@@ -82,7 +82,7 @@ pub(super) fn spread(input: &PageInput<'_>) -> Option<Section> {
         steps,
         scale: (least.floor().min(-1.0), 0.0),
         broken: random,
-        // What rounds to 0 has no sign.
+        // Numbers that round to 0 get no sign.
         text: |value| format!("{:.2}", (100.0 * value).round() / 100.0 + 0.0),
         tick: |value| format!("{value:.0}"),
     }
@@ -91,16 +91,16 @@ pub(super) fn spread(input: &PageInput<'_>) -> Option<Section> {
     Some(Section { id: "spread", title: "Spread of the bank", html })
 }
 
-/// The ages of the rows; none for a table that is not a bank.
+/// Renders the ages of the rows; `None` for a table that is not a bank.
 ///
 /// # Errors
-/// If the steps of its rows cannot be read.
+/// If the steps of the rows cannot be read.
 pub(super) fn ages(bank: &dyn Table) -> Result<Option<Section>, TableError> {
     let meta = bank.meta();
     if meta.kind != Kind::Bank {
         return Ok(None);
     }
-    // Rows of one batch have one age, so the ages are few.
+    // Rows of one batch have the same age, so there are few ages.
     let mut rows_of_age = BTreeMap::<u64, u64>::new();
     for range in bank.ranges(ROWS) {
         for step in bank.updated_steps(range)?.into_iter().flatten() {

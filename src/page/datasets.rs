@@ -1,5 +1,4 @@
-//! The top-1 of a run on each dataset that it was evaluated on, side by side: from its reports, and from what
-//! its monitors of other datasets measured while it trained.
+//! Top-1 of a run on each dataset, side by side: from its reports, and from its monitors during training.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,30 +8,30 @@ use super::text::{SmallChart, add, escape, grouped, percent};
 use super::trend::HistoryPoint;
 use super::{PageInput, Section};
 
-/// Digits of the digest of a dataset whose name its reports do not have.
+/// Digits of a dataset's digest, where reports lack its name.
 const DIGEST_DIGITS: usize = 12;
-/// The names of the trends of the run's monitor.
+/// Names of the trends of the run's monitor.
 const BY_THE_BANK: &str = "While it trained, by the bank";
 const ENCODER_ALONE: &str = "While it trained, the encoder alone";
-/// The scale of the charts ends at a multiple of this share.
+/// The charts' scale ends at a multiple of this fraction.
 const SCALE: f64 = 0.1;
 
-/// The top-1 on one dataset, over the steps of a run.
+/// Top-1 on one dataset over a run's steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatasetTrend {
-    /// The dataset and its split.
+    /// Name of the dataset, and its split.
     pub name: String,
-    /// What was compared.
+    /// Description of features, votes and queries.
     pub about: String,
     /// Step and top-1, ascending.
     pub points: Vec<(u64, f64)>,
-    /// Chance, where it is known.
+    /// Score of chance, if known.
     pub chance: Option<f64>,
 }
 
 impl DatasetTrend {
-    /// Of reports of one dataset and split, those that compare with `own`, or else the most that compare with
-    /// one another.
+    /// Selects reports of one dataset and split: those comparable with `own`, or else the largest group of
+    /// comparable ones.
     pub(super) fn of_reports(reports: &[&HistoryPoint], own: &HistoryPoint) -> Option<Self> {
         let group = |of: &HistoryPoint| -> Vec<&HistoryPoint> {
             reports.iter().copied().filter(|point| point.compares_with(of)).collect()
@@ -42,7 +41,7 @@ impl DatasetTrend {
             let newest = alike.iter().map(|point| point.step).max();
             (of.compares_with(own), of.has_votes_of(own), alike.len(), newest)
         };
-        // Of equal ones the first by name, whatever the store's order.
+        // Ties go to the first by name, for any order of the store.
         let of = reports.iter().copied().rev().max_by_key(rank)?;
         let steps: BTreeMap<u64, f64> = group(of).iter().map(|point| (point.step, point.top1)).collect();
         let name = match (&of.dataset, of.dataset_digest.get(..DIGEST_DIGITS)) {
@@ -58,16 +57,16 @@ impl DatasetTrend {
         })
     }
 
-    /// Of the run's monitor and of those of other datasets, from the lines of `metrics.jsonl`.
+    /// Parses the trends of the run's monitor, and of other monitored datasets, from the lines of `metrics.jsonl`.
     pub(super) fn of_metrics(text: &str) -> Vec<Self> {
-        /// The name, and the split where the lines say it.
+        /// Name, and the split if the lines have it.
         type Of<'a> = (&'a str, Option<&'a str>);
         let mut found = BTreeMap::<(Of<'_>, u64), BTreeMap<u64, f64>>::new();
         let mut chances = BTreeMap::<Of<'_>, f64>::new();
         let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         for line in &lines {
             let Some(step) = line["step"].as_u64() else { continue };
-            // The run's own monitor may have another split after a resume; the others have it in their name.
+            // The run's own monitor may change its split after a resume; other datasets have the split in their name.
             let split = line["monitor_split"].as_str();
             for (key, value) in line.as_object().into_iter().flatten() {
                 let own = || Some((BY_THE_BANK, split, key.strip_prefix("knn")?));
@@ -84,7 +83,7 @@ impl DatasetTrend {
                 }
             }
         }
-        // Of the numbers of neighbours the largest.
+        // The largest number of neighbours.
         let last: BTreeMap<Of<'_>, _> =
             found.into_iter().map(|((of, k), points)| (of, (k, points))).collect();
         let is_shared = |name: &str| last.keys().filter(|(other, _)| *other == name).count() > 1;
@@ -114,7 +113,7 @@ impl DatasetTrend {
     }
 }
 
-/// The section; none where the page's own scores are the only ones.
+/// Renders the section; `None` if there are only the page's own scores.
 pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let trends = &input.history.datasets;
     if trends.len() <= usize::from(input.report().has_scores()) {
@@ -151,7 +150,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     Some(Section { id: "datasets", title: "Datasets", html })
 }
 
-/// A line for each step with a score, a column for each dataset.
+/// Renders a table with a row for each step and a column for each dataset.
 fn table(html: &mut String, trends: &[DatasetTrend]) {
     html.push_str(
         "<details><summary>One line per step</summary>\n\

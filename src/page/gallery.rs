@@ -1,4 +1,4 @@
-//! Example queries with their nearest neighbours: the surest right votes, the surest wrong ones, and some at random.
+//! Example queries with their nearest neighbours: the surest right votes, the surest wrong ones, and random ones.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +18,14 @@ use crate::units::Temperature;
 
 /// Queries of each kind in the gallery.
 const OF_EACH_KIND: usize = 20;
-/// Queries in the gallery where nothing votes, so that all are of one kind.
+/// Queries in the gallery if nothing votes, so that all are of one kind.
 const OF_ALL_KINDS: usize = 3 * OF_EACH_KIND;
 
-/// What the class of an image in the style sheet begins with, by its split.
+/// Prefixes of the images' CSS classes, for queries and for bank rows.
 const QUERY: char = 'q';
 const ROW: char = 'r';
 
-/// Why a query is shown.
+/// Reason for showing a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr, VariantArray)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -39,7 +39,7 @@ pub enum ExampleKind {
 }
 
 impl ExampleKind {
-    /// What the page calls it.
+    /// Returns the label on the page.
     fn caption(self) -> &'static str {
         match self {
             Self::Best => "surest right",
@@ -49,23 +49,23 @@ impl ExampleKind {
     }
 }
 
-/// A query of the gallery.
+/// Query of the gallery.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Example {
-    /// Its row in the queries' table.
+    /// Row in the queries' table.
     pub query: usize,
-    /// Why it is shown.
+    /// Reason for showing the query.
     pub kind: ExampleKind,
-    /// The class that won; none where nothing could vote or the query has no class.
+    /// Class that won; `None` if nothing could vote or the query has no class.
     pub winner: Option<ClassId>,
-    /// The share of the votes' weight that its own class has.
+    /// Fraction of the votes' weight for the query's own class.
     pub own_share: f64,
-    /// The share of the votes' weight that the winner has.
+    /// Fraction of the votes' weight for the winner.
     pub winner_share: f64,
 }
 
-/// Chooses queries by the votes of their first `k` neighbours. The classes take turns, so that each is shown
-/// before any is shown twice.
+/// Chooses queries by the votes of their first `k` neighbours. The classes take turns: each appears before
+/// any appears twice.
 pub fn examples(
     bank: &dyn Table,
     queries: &FeatureTable,
@@ -101,7 +101,7 @@ pub fn examples(
         return in_turns(all.into_iter(), OF_ALL_KINDS, |a, b| key(a).cmp(&key(b)));
     }
     let nearest = |example: &Example| neighbours.of(example.query).next().map_or(0.0, |(_, s)| f64::from(s));
-    // Of equal margins, the query whose neighbours are nearer is the surer one.
+    // With equal margins, the query with the nearer neighbour is surer.
     let sureness = |example: &Example| {
         (example.winner_share - example.own_share.min(1.0 - example.winner_share), nearest(example))
     };
@@ -121,7 +121,7 @@ pub fn examples(
     chosen
 }
 
-/// The first `count`: the first of each class, then the second of each, and so on.
+/// Takes the first `count` in turns: the first of each class, then the second of each, and so on.
 fn in_turns(
     examples: impl Iterator<Item = (ClassId, Example)>,
     count: usize,
@@ -140,7 +140,7 @@ fn in_turns(
     turns.into_iter().map(|(_, example)| example).take(count).collect()
 }
 
-/// Queries with their nearest neighbours.
+/// Renders queries with their nearest neighbours.
 pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Section> {
     if input.examples.is_empty() {
         return None;
@@ -185,9 +185,9 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     Some(Section { id: "gallery", title: "Queries and neighbours", html })
 }
 
-/// The folder and file of an image, or its number.
+/// Returns folder and file of an image, or its number.
 fn file(images: &Thumbnails, id: InstanceId) -> String {
-    // Several folders may have files of one name.
+    // Several folders may have files of the same name.
     let short = |path: &str| {
         let folder = path.rsplit('/').take(2).collect::<Vec<_>>();
         folder.into_iter().rev().collect::<Vec<_>>().join("/")
@@ -195,12 +195,12 @@ fn file(images: &Thumbnails, id: InstanceId) -> String {
     images.path(id).map_or_else(|| format!("image {}", id.0), short)
 }
 
-/// The class of an image, or where it has none its file.
+/// Returns the class of an image, or its file if it has no class.
 fn caption(input: &PageInput<'_>, images: &Thumbnails, label: Option<ClassId>, id: InstanceId) -> String {
     if label.is_some() { input.class_name(label).to_owned() } else { file(images, id) }
 }
 
-/// The class of an image and its file, of which a folder may have the class already.
+/// Returns the class of an image and its file; the class is omitted if the folder is named so.
 fn caption_with_file(
     input: &PageInput<'_>,
     images: &Thumbnails,
@@ -212,7 +212,7 @@ fn caption_with_file(
     if label.is_none() || has_class { file } else { format!("{class}, {file}") }
 }
 
-/// An image by its number and its file.
+/// Names an image by its number and its file.
 fn named(images: &Thumbnails, id: InstanceId) -> String {
     let path = images.path(id).map_or_else(String::new, |path| format!(" {path}"));
     escape(&format!("image {}{path}", id.0))
@@ -256,7 +256,7 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
             Some(_) if class == own => "right",
             Some(_) => "wrong",
         };
-        // Where classes are not compared, the image itself is what was looked for.
+        // Without compared classes, the file shows which image was found.
         let caption = if example.winner.is_none() { caption_with_file } else { caption };
         add!(
             html,
@@ -279,7 +279,7 @@ fn image(images: &Thumbnails, prefix: char, id: InstanceId, class: &str) -> Stri
     format!("<span class=\"thumb {prefix}{id}\" role=\"img\" aria-label=\"instance {id}, {class}\"></span>")
 }
 
-/// The style sheet of the gallery's images: each is in the page once, however many queries it is a neighbour of.
+/// Renders the style sheet with the gallery's images: each image is in the page once.
 fn images_css(images: &PageImages) -> String {
     let mut css = String::new();
     for (prefix, thumbnails) in [(QUERY, &images.queries), (ROW, &images.bank)] {

@@ -1,4 +1,4 @@
-//! The map: a sample of features on a plane, by principal components and by t-SNE.
+//! Map of sampled features on a plane, by principal components and by t-SNE.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,35 +10,35 @@ use crate::eval::EvalError;
 use crate::feature_table::FeatureTable;
 use crate::rng::{Purpose, Stream};
 
-/// t-SNE's perplexity: about how many neighbours of a point matter.
+/// Perplexity of t-SNE: about the number of neighbours that matter for a point.
 const PERPLEXITY: f32 = 30.0;
-/// Points below which t-SNE says nothing that the components do not.
+/// Number of points below which t-SNE shows no more than the components.
 const FEWEST_POINTS: usize = 100;
 /// Steps of t-SNE.
 const EPOCHS: usize = 750;
-/// The accuracy of Barnes and Hut's sums (van der Maaten 2014 uses 0.5).
+/// Accuracy of Barnes and Hut's sums (van der Maaten 2014 uses 0.5).
 const THETA: f32 = 0.5;
-/// The spread of the points with which t-SNE begins (Kobak and Berens 2019).
+/// Spread of the points at the start of t-SNE (Kobak and Berens 2019).
 const FIRST_SPREAD: f32 = 1e-4;
 /// Rounds of the iteration that finds the components.
 const ROUNDS: usize = 60;
-/// Cells on each side of the grid on which points are drawn.
+/// Cells on each side of the grid that points are drawn on.
 const CELLS: f32 = 1000.0;
 
-/// Points of a plane for some rows of a table.
+/// Points on a plane for some rows of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EmbeddingMap {
-    /// The rows.
+    /// Rows of the points.
     pub rows: Vec<usize>,
-    /// `[rows]`: the first two principal components.
+    /// `[rows]`: first two principal components.
     pub components: Vec<[f32; 2]>,
-    /// The share of the variance that each of the two has.
+    /// Fraction of the variance that each component explains.
     pub explained: [f64; 2],
-    /// `[rows]`: t-SNE from there; none where there are few points.
+    /// `[rows]`: t-SNE, started from the components; `None` with few points.
     pub tsne: Option<Vec<[f32; 2]>>,
 }
 
-/// Maps a uniform sample of at most `most` labelled rows, or of all rows where none has a label.
+/// Maps a uniform sample of at most `most` labelled rows, or of all rows if none has a label.
 ///
 /// # Errors
 /// If a feature is not finite.
@@ -57,7 +57,7 @@ pub fn map(table: &FeatureTable, most: usize) -> Result<EmbeddingMap, EvalError>
     Ok(EmbeddingMap { rows, components, explained, tsne })
 }
 
-/// The first two principal components, by orthogonal iteration from a fixed start.
+/// Computes the first two principal components, by orthogonal iteration from a fixed start.
 fn principal_components(table: &FeatureTable, rows: &[usize]) -> (Vec<[f32; 2]>, [f64; 2]) {
     let dim = table.meta.dim;
     let mut mean = vec![0.0_f64; dim];
@@ -87,7 +87,7 @@ fn principal_components(table: &FeatureTable, rows: &[usize]) -> (Vec<[f32; 2]>,
         axes = [first, second];
     }
     for axis in &mut axes {
-        // An axis has no direction by itself; its largest number is positive here.
+        // The sign of an axis is arbitrary; its largest number is made positive.
         let largest = axis.iter().copied().fold(0.0_f64, |a, x| if x.abs() > a.abs() { x } else { a });
         if largest < 0.0 {
             axis.iter_mut().for_each(|x| *x = -*x);
@@ -125,7 +125,7 @@ fn tsne(table: &FeatureTable, rows: &[usize], components: &[[f32; 2]]) -> Vec<[f
     fit.embedding().chunks_exact(2).map(|point| [point[0], point[1]]).collect()
 }
 
-/// The map: its data, and the elements that the script draws into.
+/// Renders the map: its data, and the elements that the script draws into.
 pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Section> {
     let map = input.map.filter(|map| map.rows.len() > 1)?;
     let names: Vec<&str> = map.rows.iter().map(|&row| input.class_name(input.queries.labels[row])).collect();
@@ -139,7 +139,7 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     if let Some(tsne) = &map.tsne {
         data["tsne"] = json!(on_grid(tsne));
     }
-    // A class name may hold what would end the element.
+    // A class name may contain a tag that would end the element.
     let json = data.to_string().replace('<', "\\u003c");
     let mut html = String::new();
     add!(
@@ -192,7 +192,7 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     Some(Section { id: "map", title: "Map", html })
 }
 
-/// The points in a square, both axes by one scale.
+/// Scales the points into a square, with the same scale for both axes.
 fn on_grid(points: &[[f32; 2]]) -> Vec<[u16; 2]> {
     let edge = |at: usize, pick: fn(f32, f32) -> f32, start: f32| {
         points.iter().map(|point| point[at]).filter(|x| x.is_finite()).fold(start, pick)
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
     use crate::search::{Shape, draw_tables};
 
-    /// Points on a line in space, with a little noise across: the first component is the place on it.
+    /// Points on a line in space with a little noise across: the first component is the position on the line.
     #[test]
     fn the_first_component_is_the_direction_of_the_largest_spread() {
         let (mut table, _) = draw_tables(Shape::Uniform, 80, 1, 3, 1);
@@ -236,7 +236,7 @@ mod tests {
         assert!(off.fold(0.0, f64::max) < 0.1);
     }
 
-    /// Clusters stay together: the nearest point on the plane is nearly always of the same class.
+    /// Clusters stay together: the nearest point on the plane nearly always has the same class.
     #[test]
     fn t_sne_keeps_clusters_together() {
         let (mut table, _) = draw_tables(Shape::Uniform, 300, 1, 16, 1);

@@ -1,7 +1,7 @@
-//! The report as one HTML page that needs no network.
+//! Report as one HTML page that works offline.
 //!
-//! Everything is in the page: style, script, images as data URLs. What an image-less reader needs (scores,
-//! tables, names) is plain HTML; the script filters, sorts and draws the map.
+//! The page contains everything: style, script, and images as data URLs. Scores, tables and names are plain
+//! HTML, readable without script; the script filters, sorts and draws the map.
 
 mod bank;
 mod datasets;
@@ -25,56 +25,56 @@ use text::{escape, percent};
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// Neighbours that the gallery shows for a query of a report.
+/// Number of neighbours that the gallery shows for a query of a report.
 pub const SHOWN_NEIGHBOURS: usize = 20;
 
-/// The inputs of a page.
+/// Inputs of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageInput<'a> {
-    /// The scores.
+    /// Scores of all features.
     pub reports: &'a KnnReports,
-    /// The first feature's bank.
+    /// Bank of the first feature.
     pub bank: &'a dyn Table,
-    /// The first feature's queries.
+    /// Queries of the first feature.
     pub queries: &'a FeatureTable,
-    /// Their neighbours.
+    /// Neighbours of these queries.
     pub neighbours: &'a Neighbours,
-    /// How many of them the gallery shows for a query.
+    /// Number of neighbours that the gallery shows per query.
     pub shown: usize,
-    /// The name of the dataset of the queries, or for images of none of that of the bank, where it is known.
+    /// Name of the queries' dataset if known, or of the bank's for images outside a dataset.
     pub dataset: Option<&'a str>,
-    /// The queries that the gallery shows.
+    /// Queries that the gallery shows.
     pub examples: &'a [Example],
-    /// The scores of the run; empty without one.
+    /// Scores of the run; empty without a run.
     pub history: &'a History,
-    /// Queries on a plane.
+    /// Map of the queries.
     pub map: Option<&'a EmbeddingMap>,
 }
 
-/// The images of a page.
+/// Images of a page.
 #[derive(Clone, Debug, Default)]
 pub struct PageImages {
-    /// Of the gallery's queries.
+    /// Thumbnails of the gallery's queries.
     pub queries: Thumbnails,
-    /// Of their neighbours.
+    /// Thumbnails of their neighbours.
     pub bank: Thumbnails,
-    /// Of the map's points, in one image.
+    /// Sprite of the map's points.
     pub sprite: Option<Vec<u8>>,
 }
 
 impl PageInput<'_> {
-    /// Instances of the queries' split that the gallery shows.
+    /// Returns the instances of the queries' split that the gallery shows.
     pub fn shown_queries(&self) -> Vec<InstanceId> {
         self.examples.iter().map(|example| self.queries.ids[example.query]).collect()
     }
 
-    /// Instances of the bank's split that the gallery shows.
+    /// Returns the instances of the bank's split that the gallery shows.
     pub fn shown_neighbours(&self) -> Vec<InstanceId> {
         let shown = |example: &Example| self.neighbours.of(example.query).take(self.shown);
         self.examples.iter().flat_map(shown).map(|(row, _)| self.bank.id(row)).collect()
     }
 
-    /// Instances of the queries' split that the map shows.
+    /// Returns the instances of the queries' split that the map shows.
     pub fn mapped(&self) -> Vec<InstanceId> {
         let rows = self.map.iter().flat_map(|map| &map.rows);
         rows.map(|&row| self.queries.ids[row]).collect()
@@ -90,10 +90,10 @@ impl PageInput<'_> {
     }
 }
 
-/// The page.
+/// Renders the page.
 ///
 /// # Errors
-/// If the steps of a bank's rows cannot be read.
+/// If the steps of the bank's rows cannot be read.
 pub fn page(input: &PageInput<'_>, images: &PageImages) -> Result<String, TableError> {
     let mut body = String::new();
     let has_scores = input.report().has_scores();
@@ -134,28 +134,28 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> Result<String, TableE
     ))
 }
 
-/// A part of the page with a heading.
+/// Section of the page with a heading.
 struct Section {
     id: &'static str,
     title: &'static str,
     html: String,
 }
 
-/// Links to the sections, and the class that all of them follow.
+/// Renders links to the sections, and the class filter that all of them follow.
 fn toolbar(out: &mut String, input: &PageInput<'_>, sections: &[Section]) {
     out.push_str("<div class=\"toolbar\">\n<nav aria-label=\"Sections\">");
     for section in sections {
         text::add!(out, "<a href=\"#{}\">{}</a>", section.id, section.title);
     }
     out.push_str("</nav>\n");
-    // Without scores there are no classes to choose; the script asks for it all the same.
+    // The script needs the filter even without scores, when there are no classes to choose.
     let hidden = if input.report().has_scores() { "" } else { " hidden" };
     text::add!(
         out,
         "<label class=\"pick\"{hidden}>Class <select id=\"filter\"><option value=\"\">all</option>"
     );
     for class in input.report().per_class.iter().filter(|class| class.queries > 0) {
-        // Without a value an option has its text, in which a browser joins spaces and lines.
+        // Without an explicit value the browser uses the option's text, in which it collapses white space.
         let name = escape(&class.class);
         text::add!(out, "<option value=\"{name}\">{name}</option>");
     }

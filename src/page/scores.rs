@@ -1,13 +1,13 @@
-//! The evaluated features and their scores: overall, by options, by class.
+//! Evaluated features and their scores: overall, by options, by class.
 
 use super::text::{add, breakable, escape, grouped, interval, percent, prose};
 use super::{PageInput, Section};
 use crate::eval::{Confusion, GridCell, KnnReport, KnnReports, Retrieval, is_remark};
 
-/// Pairs that are shown at once.
+/// Number of pairs shown at first.
 const FIRST_PAIRS: usize = 12;
 
-/// The evaluated features and their scores.
+/// Renders the evaluated features and their headline scores.
 pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let report = input.report();
     let all = report.queries + report.unlabelled_queries;
@@ -38,7 +38,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
         "<p class=\"about\">{} {}{}, compared with {rows}: <b>{}</b>, step {}{}.{}{}</p>\n",
         grouped(queries as u64),
         if queries == 1 { "query" } else { "queries" },
-        // Images of no dataset and tables of other programs are of no split.
+        // Images outside a dataset and tables of other programs have no split.
         if report.split.is_empty() {
             String::new()
         } else {
@@ -65,7 +65,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     for (name, value, range) in
         [("top-1", report.top1, report.top1_interval), ("top-5", report.top5, report.top5_interval)]
     {
-        // Fewer neighbours than five cannot vote for five classes, and five classes hold every query.
+        // Fewer than five neighbours cannot vote for five classes, and with at most five classes top-5 is always 1.
         if name == "top-5" && (report.k < 5 || report.classes <= 5) {
             continue;
         }
@@ -98,7 +98,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     out.push_str("</dl>\n</header>\n");
 }
 
-/// Every number of neighbours with every temperature, a heat map for each feature.
+/// Renders the scores of all numbers of neighbours and temperatures, as a heat map for each feature.
 pub(super) fn grid(reports: &KnnReports) -> Option<Section> {
     if reports.other_features.is_empty() && reports.first.grid.len() < 2 {
         return None;
@@ -152,7 +152,7 @@ fn heat(html: &mut String, report: &KnnReport, name: &str) {
     html.push_str("</tbody>\n</table>\n</div>\n");
 }
 
-/// Recall and mean average precision, a row for each feature.
+/// Renders recall and mean average precision, with a row for each feature.
 pub(super) fn retrieval(reports: &KnnReports) -> Option<Section> {
     let measured: Vec<(String, &Retrieval)> = reports
         .names()
@@ -160,7 +160,7 @@ pub(super) fn retrieval(reports: &KnnReports) -> Option<Section> {
         .zip(reports.all())
         .filter_map(|(name, report)| Some((name, report.retrieval.as_ref()?)))
         .collect();
-    // Where banks differ in size, so may k: the row with most has all columns.
+    // Banks of different sizes may have different k: the row with the largest has all columns.
     let (_, most) = measured.iter().max_by_key(|(_, retrieval)| retrieval.k)?;
     let mut html = String::from(
         "<p class=\"about\">Recall@k is the share of queries with a row of their class among their k \
@@ -201,7 +201,7 @@ pub(super) fn retrieval(reports: &KnnReports) -> Option<Section> {
     Some(Section { id: "retrieval", title: "Recall and precision", html })
 }
 
-/// The score of each class, and the pairs that are taken for one another.
+/// Renders the score of each class, and the confused pairs of classes.
 pub(super) fn classes(report: &KnnReport) -> Option<Section> {
     let mut scored: Vec<_> = report.per_class.iter().filter(|class| class.queries > 0).collect();
     if scored.is_empty() {

@@ -1,4 +1,4 @@
-//! What the page shows.
+//! Contents of the page.
 
 use super::*;
 use crate::eval::tests::{options, table, temperature};
@@ -8,7 +8,7 @@ use crate::storage::Location;
 static NO_HISTORY: History =
     History { points: Vec::new(), datasets: Vec::new(), spread: Vec::new(), dim: None };
 
-/// A page of scores alone.
+/// Renders a page of scores alone.
 fn plain<'a>(
     reports: &'a KnnReports,
     (bank, queries): (&'a FeatureTable, &'a FeatureTable),
@@ -44,7 +44,7 @@ fn the_page_escapes_names_and_loads_nothing() {
     assert!(html.contains(", dataset <code title="), "no name is known");
     let html = page(&PageInput { dataset: Some("a<b"), ..input }, &PageImages::default()).expect("a page");
     assert!(html.contains(", dataset <b>a&lt;b</b> (<code title="));
-    // Five neighbours reach recall@5, and not all 20 rows of a class.
+    // Five neighbours allow recall@5, but not mAP@R, as a class has 20 rows.
     assert!(html.contains("recall@5</th><th scope=\"col\">mAP@5</th>") && !html.contains("recall@10"));
     let map = input.reports.first.retrieval.as_ref().expect("labels").map;
     assert!(
@@ -55,7 +55,7 @@ fn the_page_escapes_names_and_loads_nothing() {
     );
 }
 
-/// The page's filter compares what an option has as its value with what an article has as its class.
+/// The page's filter compares the value of an option with the class of an article.
 #[test]
 fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
     let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
@@ -128,7 +128,7 @@ fn the_history_has_the_reports_that_can_be_compared() {
     assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [0, 20, 40, 60]);
 }
 
-/// Chance has one meaning: always naming the most frequent classes of the queries.
+/// Chance always means naming the most frequent classes of the queries.
 #[test]
 fn chance_on_the_page_is_that_of_the_most_frequent_classes() {
     let (bank, mut queries) = (table(15, 400, 8, 8), table(16, 20, 8, 8));
@@ -144,7 +144,7 @@ fn chance_on_the_page_is_that_of_the_most_frequent_classes() {
     let html = page(&input, &PageImages::default()).expect("a page");
     let chance = "<dt>chance <span>always the most frequent class</span></dt><dd>70.0 %</dd>";
     assert!(html.contains(chance) && html.contains("--chance:0.9000"), "{html}");
-    // Chance is above all scores, and within the chart.
+    // Chance is above all scores, but within the chart.
     let point = |step: u64| {
         let low = serde_json::json!({
             "step": step, "top1": 0.1, "top5": 0.2, "top1_interval": [0.0, 0.2], "top5_interval": [0.1, 0.3],
@@ -179,11 +179,11 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
         run.join(&format!("eval/{place}.json")).publish(text.to_string(), mode).expect("published");
     };
     publish("knn-val-step-00000020", Some("own"), of(20, 0.3, "bank, 8-d"));
-    // Of another dataset, by the feature of the page and, more often, by another.
+    // Reports on another dataset, by the page's feature and, more often, by another.
     publish("on-aa/knn-val-projection-step-00000020", Some("birds<"), of(20, 0.4, "projection"));
     publish("on-aa/knn-val-projection-step-00000040", Some("birds<"), of(40, 0.5, "projection"));
     publish("on-aa/knn-val-step-00000040", Some("birds<"), of(40, 0.1, "pooled"));
-    // Of an earlier version, which did not name the dataset; and no report.
+    // A report of an earlier version, without the dataset's name; and a file that is not a report.
     publish("on-bb/knn-val-projection-step-00000040", None, of(40, 0.6, "projection"));
     publish("on-bb/features/knn-val-step-00000040", Some("no"), of(40, 0.9, "projection"));
     let line = |step: u64, share: f64| {
@@ -224,13 +224,13 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
         "<tr><th scope=\"row\">20</th><td>30.0 %</td><td>40.0 %</td><td>–</td><td>–</td>\
          <td>–</td><td>–</td></tr>"
     ));
-    // The page of another dataset has that one first, and its own checkpoints.
+    // The page of another dataset has that dataset first, with its own checkpoints.
     let other = history(&run, &of(60, 0.55, "projection"), "birds<", Some("on-aa")).expect("read");
     assert_eq!(other.points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
     let grown = ("birds<, val".to_owned(), vec![(20, 0.4), (40, 0.5), (60, 0.55)]);
     let trained = ("own, val".to_owned(), vec![(20, 0.3)]);
     assert_eq!(shown(&other.datasets), [grown, trained, unnamed, by_bank, encoder, monitored]);
-    // With one dataset its own chart says it all.
+    // A single dataset needs no chart besides its own.
     let alone = History { datasets: found.datasets[..1].to_vec(), ..History::default() };
     let html = page(&PageInput { history: &alone, ..input }, &PageImages::default()).expect("a page");
     assert!(!html.contains("<h2 id=\"h-datasets\">"));
@@ -321,7 +321,7 @@ fn scores_of_another_monitor_split_are_a_trend_of_their_own() {
         [(test, vec![(20, 0.9)]), (val, vec![(0, 0.2), (10, 0.3)]), other.clone()],
         "no line from one split to the other"
     );
-    // One split needs no name, and older lines name none.
+    // A single split needs no name, and older lines have none.
     let one = line(0, "", 0.2) + &line(10, "", 0.3) + &line(20, "", 0.9);
     assert_eq!(shown(&one), [(name.to_owned(), other.1.clone()), other]);
 }

@@ -1,6 +1,6 @@
-//! Pieces of HTML: text, numbers and small charts.
+//! HTML text, numbers and small charts.
 
-/// Adds a formatted piece; writing to a `String` cannot fail.
+/// Appends formatted text; writing to a `String` cannot fail.
 macro_rules! add {
     ($out:expr, $($arg:tt)*) => {{
         use std::fmt::Write as _;
@@ -9,18 +9,18 @@ macro_rules! add {
 }
 pub(super) use add;
 
-/// A share as text.
+/// Formats a fraction as per cent.
 pub(super) fn percent(share: f64) -> String {
-    // The sum of nothing is -0.
+    // An empty sum is -0.
     format!("{:.1} %", 100.0 * share + 0.0)
 }
 
-/// An interval of shares as text.
+/// Formats an interval of fractions as per cent.
 pub(super) fn interval([low, high]: [f64; 2]) -> String {
     format!("{:.1} to {:.1} %", 100.0 * low, 100.0 * high)
 }
 
-/// A number with its thousands apart.
+/// Formats a number with separated thousands.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -33,7 +33,7 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// Text escaped for any place in HTML.
+/// Escapes text for any place in HTML.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -44,7 +44,7 @@ pub(super) fn escape(text: &str) -> String {
         .replace('\r', "&#13;")
 }
 
-/// A sentence escaped for HTML, with what is between backticks as code.
+/// Escapes a sentence for HTML, with text in backticks as code.
 pub(super) fn prose(text: &str) -> String {
     let parts: Vec<String> = text.split('`').map(escape).collect();
     let is_paired = parts.len() % 2 == 1;
@@ -55,7 +55,7 @@ pub(super) fn prose(text: &str) -> String {
     parts.into_iter().enumerate().map(part).collect()
 }
 
-/// A name escaped for HTML, with breaks allowed after underlines.
+/// Escapes a name for HTML, with line breaks allowed after underscores.
 pub(super) fn breakable(name: &str) -> String {
     escape(name).replace('_', "_<wbr>")
 }
@@ -74,27 +74,27 @@ pub(super) fn dot(html: &mut String, class: &str, (left, top): (f64, f64), step:
     );
 }
 
-/// A small chart of numbers over training steps.
+/// Small chart of numbers over training steps.
 pub(super) struct SmallChart<'a> {
     pub(super) name: &'a str,
     pub(super) about: &'a str,
-    /// What is said beside the last number.
+    /// Note beside the last number.
     pub(super) note: String,
     /// Step and number, ascending.
     pub(super) points: &'a [(u64, f64)],
-    /// The first and the last step of the axis.
+    /// First and last step of the axis.
     pub(super) steps: (u64, u64),
-    /// The least and the greatest number of the axis.
+    /// Smallest and largest number of the axis.
     pub(super) scale: (f64, f64),
-    /// Where a broken line is.
+    /// Number at which a broken line is drawn.
     pub(super) broken: Option<f64>,
-    /// Numbers, and ends of the scale, as text.
+    /// Formats of numbers, and of the ends of the scale.
     pub(super) text: fn(f64) -> String,
     pub(super) tick: fn(f64) -> String,
 }
 
 impl SmallChart<'_> {
-    /// Adds the chart; nothing without points.
+    /// Appends the chart; does nothing without points.
     pub(super) fn write(&self, html: &mut String) {
         let Self { name, about, note, points, steps: (first, last), scale: (low, high), text, .. } = self;
         let Some((_, newest)) = points.last() else { return };

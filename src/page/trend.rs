@@ -1,4 +1,4 @@
-//! Scores over training: a point for each checkpoint, from its report, and a table with a line for each.
+//! Scores over training: a chart with a point for each checkpoint's report, and a table with a row for each.
 
 use std::collections::BTreeMap;
 
@@ -11,31 +11,30 @@ use super::{PageInput, Section};
 use crate::eval::KnnReport;
 use crate::storage::{Location, StorageError, read_concurrently};
 
-/// Steps of the vertical scale that are tried, as shares.
+/// Step sizes of the vertical scale to try, as fractions.
 const SCALES: [f64; 6] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25];
-/// Lines of the vertical scale at most.
+/// Maximum number of lines of the vertical scale.
 const MOST_LINES: f64 = 6.0;
-/// The least distance of two labels at the right edge, in hundredths of the chart's height.
+/// Smallest distance between two labels at the right edge, in hundredths of the chart's height.
 const LABEL_DISTANCE: f64 = 9.0;
 
-/// What a run's folder has of its scores.
+/// History of a run's scores, from its folder.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
-    /// The scores of its checkpoints that can be compared with the page's report, by step; the report's own
-    /// are among them.
+    /// Scores of checkpoints that are comparable with the page's report, ordered by step; includes the report's own.
     pub points: Vec<HistoryPoint>,
-    /// Those of each dataset that it was evaluated on, the report's first.
+    /// Trend on each evaluated dataset, the report's first.
     pub datasets: Vec<DatasetTrend>,
-    /// How the rows of its bank are spread, by step.
+    /// Spread of the bank's rows, ordered by step.
     pub spread: Vec<BankSpread>,
-    /// The length of its embedding, where its configuration is there.
+    /// Length of the embedding, if the run's configuration is available.
     pub dim: Option<u64>,
 }
 
-/// The scores of one checkpoint.
+/// Scores of one checkpoint.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct HistoryPoint {
-    /// The training step.
+    /// Training step.
     pub step: u64,
     /// See [`KnnReport::top1`].
     pub top1: f64,
@@ -49,27 +48,27 @@ pub struct HistoryPoint {
     pub(super) k: usize,
     temperature: f64,
     pub(super) split: String,
-    /// Reports of before it was noted have none.
+    /// `None` in reports of older versions.
     #[serde(default)]
     bank_split: Option<String>,
     pub(super) queries: usize,
-    /// Reports of before it was noted have none.
+    /// `None` in reports of older versions.
     #[serde(default, rename = "most_frequent_class")]
     pub(super) chance: Option<f64>,
-    /// The folder's name; reports of before it was noted have none.
+    /// Folder name of the dataset; `None` in reports of older versions.
     #[serde(default)]
     pub(super) dataset: Option<String>,
     #[serde(default)]
     pub(super) dataset_digest: String,
     leave_one_out: bool,
     excluded_duplicates: Option<usize>,
-    /// Set in reports of another dataset than that of the training.
+    /// Set in reports on another dataset than that of the training.
     #[serde(default)]
     trained_on: Option<serde_json::Value>,
 }
 
 impl HistoryPoint {
-    /// The scores of a report of the dataset of this name.
+    /// Converts a report; `dataset` is the name of its dataset.
     pub fn of(report: &KnnReport, dataset: &str) -> Self {
         Self {
             step: report.step,
@@ -92,7 +91,7 @@ impl HistoryPoint {
         }
     }
 
-    /// Whether the scores mean the same: same feature, votes and queries.
+    /// Returns whether the scores are comparable: same feature, votes and queries.
     pub(super) fn compares_with(&self, other: &Self) -> bool {
         (&self.split, self.queries) == (&other.split, other.queries)
             && self.bank_split.as_ref().zip(other.bank_split.as_ref()).is_none_or(|(own, other)| own == other)
@@ -100,7 +99,7 @@ impl HistoryPoint {
             && self.excluded_duplicates == other.excluded_duplicates
     }
 
-    /// Whether the same features vote in the same way.
+    /// Returns whether the same features vote in the same way.
     pub(super) fn has_votes_of(&self, other: &Self) -> bool {
         (&self.feature, self.k, self.leave_one_out) == (&other.feature, other.k, other.leave_one_out)
             && self.temperature == other.temperature
@@ -108,8 +107,8 @@ impl HistoryPoint {
     }
 }
 
-/// What the folder of a run has of scores beside this report, which is of the dataset of this name; `on` is
-/// the folder in `eval` of the reports of a dataset that the run was not trained on.
+/// Reads the history of a run's scores for this report; `dataset` is the name of the report's dataset. `on`
+/// is the folder in `eval` for a dataset that the run was not trained on.
 ///
 /// # Errors
 /// If the store fails. A file that is not a report is skipped.
@@ -121,7 +120,7 @@ pub fn history(
 ) -> Result<History, StorageError> {
     let own = HistoryPoint::of(report, dataset);
     let folder = run.join("eval");
-    // By the folder of a dataset, which is empty for that of the training, and by split.
+    // Keyed by a dataset's folder, which is empty for the training dataset, and by split.
     let mut found = BTreeMap::<(String, String), Vec<HistoryPoint>>::new();
     let own_key = (on.unwrap_or_default().to_owned(), own.split.clone());
     if report.has_scores() {
@@ -133,12 +132,12 @@ pub fn history(
     for ((place, _), read) in names.iter().zip(read_concurrently(reads)) {
         let text = match read {
             Ok(text) => text,
-            // Another job may be replacing it.
+            // Another job may be replacing the file.
             Err(error) if error.is_not_found() => continue,
             Err(error) => return Err(error),
         };
         let Ok(point) = serde_json::from_slice::<HistoryPoint>(&text) else { continue };
-        // A report of another dataset that was put beside those of the training's.
+        // Skip reports on another dataset in the training dataset's folder.
         if place.is_empty() && point.trained_on.is_some() {
             continue;
         }
@@ -148,11 +147,11 @@ pub fn history(
             found.entry(key).or_default().push(point);
         }
     }
-    // Random rows do not depend on the encoder.
+    // Scores of initial bank rows; random rows do not depend on the encoder.
     let is_first =
         |point: &HistoryPoint| point.step == 0 && point.feature.starts_with("bank") && *point != own;
     let config: toml::Table = text_of(&run.join("config.toml"))?.parse().unwrap_or_default();
-    // Whether the rows were the untrained encoder's features before the first step.
+    // Whether the initial rows were features of the untrained encoder.
     let began_encoded = config.get("bank_init").and_then(toml::Value::as_str) == Some("encode");
     if !began_encoded {
         found.values_mut().for_each(|points| points.retain(|point| !is_first(point)));
@@ -160,7 +159,7 @@ pub fn history(
     let alike = found.get(&own_key).into_iter().flatten().filter(|point| point.compares_with(&own));
     let mut points: Vec<HistoryPoint> = alike.cloned().collect();
     points.sort_by_key(|point| point.step);
-    // A checkpoint may have several reports with the same headline.
+    // A checkpoint may have several reports with the same headline options.
     points.dedup_by_key(|point| point.step);
 
     let (first, others): (Vec<_>, Vec<_>) = found.iter().partition(|(key, _)| **key == own_key);
@@ -185,7 +184,7 @@ pub fn history(
     Ok(History { points, datasets, spread: BankSpread::of_metrics(&metrics), dim })
 }
 
-/// The folder of a file in `eval` that is a report of `knn`: `on-…`, or none for the dataset of the training.
+/// Returns the folder in `eval` of a `knn` report: `on-…`, or empty for the training dataset; `None` for other files.
 fn report_folder(name: &str) -> Option<String> {
     let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
     let is_report = file.starts_with("knn-") && file.contains("-step-") && file.ends_with(".json");
@@ -193,7 +192,7 @@ fn report_folder(name: &str) -> Option<String> {
     (is_report && is_of_dataset).then(|| folder.to_owned())
 }
 
-/// The text of a file; empty where there is none.
+/// Returns the text of a file; empty if it does not exist.
 fn text_of(file: &Location) -> Result<String, StorageError> {
     match file.read() {
         Ok(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
@@ -202,7 +201,7 @@ fn text_of(file: &Location) -> Result<String, StorageError> {
     }
 }
 
-/// The section; none where there are fewer than two points.
+/// Renders the section; `None` with fewer than two points.
 pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let points = &input.history.points;
     let [first, .., last] = points.as_slice() else { return None };
@@ -263,7 +262,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     Some(Section { id: "training", title: "Over training", html })
 }
 
-/// Places near these, in their order, of which no two are nearer than labels are high; none is below the chart.
+/// Moves labels apart by at least their height, in order and close to their places, none below the chart.
 fn apart<const N: usize>(mut places: [f64; N]) -> [f64; N] {
     let mut order: Vec<usize> = (0..N).collect();
     order.sort_by(|&a, &b| places[a].total_cmp(&places[b]));

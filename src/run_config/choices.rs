@@ -1,6 +1,6 @@
-//! Types of option values that have names.
+//! Types of option values that are chosen by name.
 //!
-//! They are here, and not beside the code that acts on them, because that code needs libtorch.
+//! These types are here, not beside the code that acts on them, because that code needs libtorch.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,16 +10,16 @@ use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
 use super::option::{OptionValue, TextOrNumber};
 
-/// A name that an option accepts.
+/// Name that an option accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The name.
+    /// Name of the value.
     pub name: &'static str,
-    /// What it means; without a full stop.
+    /// Help text, without a full stop.
     pub help: &'static str,
 }
 
-/// The names of an enum whose variants are the values of an option.
+/// Returns the names of an enum whose variants are an option's values.
 pub fn choices<T: VariantArray + EnumMessage>() -> Vec<Choice> {
     let choice = |value: &T| Choice {
         name: value.get_serializations()[0],
@@ -28,7 +28,7 @@ pub fn choices<T: VariantArray + EnumMessage>() -> Vec<Choice> {
     T::VARIANTS.iter().map(choice).collect()
 }
 
-/// Enums of names: each variant with its doc, which is its help, and its name in flags and files.
+/// Defines enums of names: each variant has its doc, which is its help, and its name in flags and files.
 macro_rules! choices {
     ($($(#[$attribute:meta])+ $choice:ident { $($(#[$of_variant:meta])+ $variant:ident = $name:literal,)+ })+) => {$(
         $(#[$attribute])+
@@ -53,7 +53,7 @@ macro_rules! choices {
 }
 
 choices! {
-    /// The backbones by name.
+    /// Backbones by name.
     Architecture {
         /// ResNet-18 with the ImageNet stem (7×7 stride 2, max-pool).
         ResNet18 = "resnet18",
@@ -77,7 +77,7 @@ choices! {
         ResNet20Cifar = "resnet20-cifar",
     }
 
-    /// The augmentation recipes by name.
+    /// Augmentation recipes by name.
     RecipeKind {
         /// Crop, grayscale, colour jitter, flip (reference `main.py`).
         Imagenet = "imagenet",
@@ -85,7 +85,7 @@ choices! {
         Cifar = "cifar",
     }
 
-    /// The objectives by name.
+    /// Objectives by name.
     ObjectiveKind {
         /// Noise-contrastive estimation against sampled rows (paper section 3.2; the reference's default).
         Nce = "nce",
@@ -95,7 +95,7 @@ choices! {
         InfoNce = "infonce",
     }
 
-    /// Which images share sampled rows.
+    /// Sharing of sampled rows between images.
     #[derive(Default)]
     Sampling {
         /// Each image has its own, as in the reference.
@@ -105,7 +105,7 @@ choices! {
         Shared = "shared",
     }
 
-    /// The number type of the bank's rows. Sums, similarities and losses are f32 in each.
+    /// Number type of the bank's rows. Sums, similarities and losses are always f32.
     #[derive(Default)]
     BankDtype {
         /// 32 bits.
@@ -117,7 +117,7 @@ choices! {
         F16 = "f16",
     }
 
-    /// The bank's rows before the first step.
+    /// Bank rows before the first step.
     #[derive(Default)]
     BankInit {
         /// Uniform in a cube, then normalised (the reference's draw, which it does not normalise).
@@ -129,7 +129,7 @@ choices! {
         Encode = "encode",
     }
 
-    /// The optimisers by name.
+    /// Optimisers by name.
     OptimizerKind {
         /// Stochastic gradient descent with momentum (the reference's).
         Sgd = "sgd",
@@ -139,7 +139,7 @@ choices! {
         Adamw = "adamw",
     }
 
-    /// How the learning rate falls after the warm-up.
+    /// Schedule of the learning rate after the warm-up.
     LrSchedule {
         /// By a factor at each of `--lr-milestones` (the reference's).
         Step = "step",
@@ -149,7 +149,7 @@ choices! {
         Constant = "constant",
     }
 
-    /// The precision of the network. Normalisation, similarities and losses are f32 in each.
+    /// Precision of the network. Normalisation, similarities and losses are always f32.
     Precision {
         /// 32-bit floating point throughout.
         F32 = "f32",
@@ -161,7 +161,7 @@ choices! {
         F16 = "f16",
     }
 
-    /// What happens at a step whose numbers are not finite.
+    /// Action at a step whose numbers are not finite.
     OnNonFinite {
         /// End the run; its last checkpoint remains.
         Fail = "fail",
@@ -169,7 +169,7 @@ choices! {
         Skip = "skip",
     }
 
-    /// How the images of an epoch are mixed.
+    /// Order of an epoch's images.
     ShuffleKind {
         /// Uniformly over the whole split; for local or cached data.
         Exact = "exact",
@@ -177,7 +177,7 @@ choices! {
         Windowed = "windowed",
     }
 
-    /// What happens at a missing or corrupt image.
+    /// Action at a missing or corrupt image.
     #[derive(Default)]
     OnCorrupt {
         /// End with an error that names it.
@@ -189,7 +189,7 @@ choices! {
 }
 
 impl Architecture {
-    /// The smallest side of an image, in pixels, that leaves at least one pixel in every map.
+    /// Returns the smallest side of an image, in pixels, that leaves at least one pixel in every map.
     pub fn least_side(self) -> u32 {
         match self {
             Self::AlexNet => 64,
@@ -199,23 +199,23 @@ impl Architecture {
     }
 }
 
-/// The source of the constant Z of `nce`: `fixed`, `ema`, `delayed`, or a number.
+/// Source of the constant Z of `nce`: `fixed`, `ema`, `delayed`, or a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "TextOrNumber<f64>", into = "TextOrNumber<f64>")]
 pub enum PartitionChoice {
-    /// Estimated from the first batch and never again, as in the reference.
+    /// Estimated from the first batch only, as in the reference.
     #[default]
     Fixed,
-    /// A moving average of each batch's estimate: the positive plus n - 1 times the mean of the negatives.
+    /// Moving average of each batch's estimate: the positive plus n - 1 times the mean of the negatives.
     Ema,
-    /// The mean of the first epoch's estimates, in which every row of the bank is written once; constant afterwards.
+    /// Mean of the first epoch's estimates, during which every bank row is written once; constant afterwards.
     Delayed,
-    /// This number.
+    /// Given number.
     Given(f64),
 }
 
 impl PartitionChoice {
-    /// Whether batches after the first estimate it.
+    /// Returns whether batches after the first contribute to the estimate.
     pub fn is_estimated(self) -> bool {
         matches!(self, Self::Ema | Self::Delayed)
     }
@@ -270,16 +270,16 @@ impl From<PartitionChoice> for TextOrNumber<f64> {
     }
 }
 
-/// The device asked for.
+/// Requested device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// The first CUDA device if there is one, else the CPU.
+    /// First CUDA device if there is one, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device with this number.
+    /// CUDA device with this number.
     Cuda(usize),
 }
 

@@ -1,4 +1,4 @@
-//! Every option of a run, once.
+//! Options of a run, each described once.
 
 use std::fmt;
 
@@ -14,18 +14,18 @@ use super::{
 use crate::storage::{Location, StorageError};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
-/// Makes a configuration from descriptions of its options: the struct, its defaults and `OPTIONS`.
+/// Defines a configuration from descriptions of its options: the struct, its defaults and `OPTIONS`.
 ///
-/// An entry has the doc, which is also the help, then key, type, default and [`Scope`]. Fields of [`OptionSpec`] that
-/// do not follow from the type come last. An entry without a scope does not compile.
+/// An entry has the doc, which is also the help, then key, type, default and [`Scope`]. Fields of
+/// [`OptionSpec`] that do not follow from the type come last. An entry without a scope does not compile.
 ///
 /// ```text
 /// /// Standard deviation of the blur, in pixels; 0 for none.
 /// blur: f64 = 0.0, Identity, range: Range::NotNegative, value_name: "SIGMA";
 /// ```
 ///
-/// This one entry gives the field, the default, `--blur`, the key, their help, the check, the comparison with
-/// other ranks and with a resumed run, and the line of docs/options.md.
+/// This single entry defines the field, the default, `--blur`, the key, their help, the check, the comparison
+/// with other ranks and with a resumed run, and the line of docs/options.md.
 macro_rules! options {
     (
         $(#[$attribute:meta])*
@@ -43,7 +43,7 @@ macro_rules! options {
         }
 
         impl $config {
-            /// Every option, in the order of the fields.
+            /// All options, in the order of the fields.
             $visibility const OPTIONS: &'static [OptionSpec] = &[$($(
                 OptionSpec {
                     $($field: $value,)*
@@ -51,7 +51,7 @@ macro_rules! options {
                 },
             )+)+];
 
-            /// The values in the order of [`Self::OPTIONS`], where they are numbers.
+            /// Returns the values in the order of [`Self::OPTIONS`]; `None` for those that are not numbers.
             fn numbers(&self) -> Vec<Option<f64>> {
                 vec![$($(number(&self.$key),)+)+]
             }
@@ -75,10 +75,10 @@ fn number(value: &impl Serialize) -> Option<f64> {
 
 // Published files have the keys in this order.
 options! {
-    /// Everything that decides a run, apart from where it reads and writes.
+    /// Complete configuration of a run, except for its input and output locations.
     ///
-    /// The defaults are those of the reference's `main.py` for ImageNet, except for Z and the bank's first rows.
-    /// [`Images::defaults`](super::Images::defaults) has those of a run.
+    /// The defaults are those of the reference's `main.py` for ImageNet, except for Z and the bank's first
+    /// rows. [`Images::defaults`](super::Images::defaults) has the defaults for given images.
     pub struct TrainConfig;
 
     Data {
@@ -122,7 +122,7 @@ options! {
             by_images: Some("softmax up to 100000 images, nce above");
         /// Bank rows sampled for each image (`nce`, `infonce`).
         negatives: usize = 4096, Identity, range: Range::AtLeast(1), value_name: "K";
-        /// Which images share sampled rows.
+        /// Sharing of sampled rows between images.
         negative_sampling: Sampling = Sampling::PerSample, Identity;
         /// Leave out a sampled row that is the image's own.
         exclude_positive: bool = false, Identity;
@@ -193,7 +193,7 @@ options! {
         /// Keep activations and kernels with channels last in memory, which suits tensor cores.
         channels_last: bool = false, Identity;
         /// Record the network's forward and backward pass as CUDA graphs: fewer launches a step, more memory than
-        /// `--estimate` says. For one process, without `--accumulate` and `--sync-batch-norm`. No GPU has run this yet.
+        /// `--estimate` has. For one process, without `--accumulate` and `--sync-batch-norm`. No GPU has run this yet.
         cuda_graphs: bool = false, Machine;
     }
     Optimisation {
@@ -219,7 +219,7 @@ options! {
         cache_size: ByteSize = ByteSize(0), Machine;
         /// Threads that read.
         read_threads: usize = 8, Machine;
-        /// Print after each epoch what each stage of the loader did and waited for.
+        /// Print the work and waiting time of each loader stage after each epoch.
         stats: bool = false, Resumable;
         /// Threads that decode and augment; 0 for one per core.
         loader_threads: usize = 0, Machine, finetune: true;
@@ -250,12 +250,12 @@ options! {
         monitor_split: String = String::new(), Resumable, value_name: "NAME";
         /// Number of these queries; 0 for a fifth of the training images, at least 200 and at most 10,000.
         monitor_images: u64 = 0, Resumable;
-        /// Score another labelled dataset too, as often as wanted: images of its split TRAIN (`train`) vote
-        /// on images of its split TEST (as for `--monitor-split`), `--monitor-images` of each. A dataset
-        /// whose own name has a colon ends with a slash.
+        /// Also score another labelled dataset; repeatable. Images of its split TRAIN (`train`) vote on
+        /// images of its split TEST (as for `--monitor-split`), `--monitor-images` of each. A dataset whose
+        /// own name has a colon ends with a slash.
         monitor: Vec<MonitoredDataset> = Vec::new(), Resumable;
-        /// Leave an evaluation out where evaluations would then take more than this share of the time since
-        /// the start or the resume, from 0 to below 1; the last one always comes. 0 for no bound.
+        /// Skip an evaluation, except the last, if evaluations would then take more than this share of the
+        /// time since the start or the resume, from 0 to below 1; 0 for no bound.
         monitor_share: f64 = 0.0, Resumable, range: Range::BelowOne, value_name: "SHARE";
         /// Train a linear classifier beside the encoder, on its features before the projection and the labels
         /// of each step's images; its loss and top-1 are in the metrics. Encoder and bank do not depend on
@@ -275,14 +275,14 @@ pub struct InvalidConfig {
     value: String,
 }
 
-/// An option in which a run differs from the checkpoint that it would resume.
+/// Option in which a run differs from the checkpoint to resume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The key.
+    /// Key of the option.
     pub key: String,
-    /// Its value when the run was begun.
+    /// Value in the checkpoint.
     pub before: String,
-    /// Its value now.
+    /// Value now.
     pub now: String,
 }
 
@@ -293,10 +293,10 @@ impl fmt::Display for Difference {
 }
 
 impl TrainConfig {
-    /// Checks what the types do not.
+    /// Checks ranges and combinations that the types do not enforce.
     ///
     /// # Errors
-    /// The first option that is out of range.
+    /// If an option is out of range, with the first one.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
         let invalid = |key, range: String, value: String| Err(InvalidConfig { key, range, value });
         for (option, number) in Self::OPTIONS.iter().zip(self.numbers()) {
@@ -321,7 +321,7 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The options by key, in their order.
+    /// Returns the options by key, in order.
     pub fn values(&self) -> Map<String, Value> {
         match serde_json::to_value(self) {
             Ok(Value::Object(values)) => values,
@@ -329,7 +329,7 @@ impl TrainConfig {
         }
     }
 
-    /// The defaults of runs that were begun before the options existed.
+    /// Returns the defaults for runs that started before the options existed.
     fn former_defaults() -> Map<String, Value> {
         let mut defaults = Self::default().values();
         for option in Self::OPTIONS {
@@ -340,8 +340,8 @@ impl TrainConfig {
         defaults
     }
 
-    /// The configuration that a checkpoint keeps, of an older or newer program too: options that it lacks have their
-    /// former default, and keys that are not options are ignored.
+    /// Reads the configuration in a checkpoint of this, an older or a newer program: missing options have
+    /// their former default, and unknown keys are ignored.
     ///
     /// # Errors
     /// If a value has another type.
@@ -355,8 +355,8 @@ impl TrainConfig {
         serde_json::from_value(Value::Object(values))
     }
 
-    /// These defaults, except for options that a resume may change, and for those whose default depends on
-    /// the images or was once another: they have what the run had before.
+    /// Returns these defaults, with the run's earlier values for options that a resume may change, and for
+    /// those whose default depends on the images or once differed.
     ///
     /// # Errors
     /// If a value has another type.
@@ -374,9 +374,9 @@ impl TrainConfig {
         serde_json::from_value(Value::Object(values))
     }
 
-    /// Every option in which a run that was begun under an earlier configuration cannot be resumed under this one.
+    /// Returns the options that keep a run with this earlier configuration from resuming under the present one.
     ///
-    /// An option that the earlier one lacks has its former default.
+    /// An option that the earlier configuration lacks has its former default.
     pub fn incompatibilities(&self, earlier: &Value) -> Vec<Difference> {
         let (values, defaults) = (self.values(), Self::former_defaults());
         let decides = |option: &&OptionSpec| match option.scope {
@@ -394,7 +394,7 @@ impl TrainConfig {
         Self::OPTIONS.iter().filter(decides).filter_map(differing).collect()
     }
 
-    /// The options in which all ranks of a run agree, with their values.
+    /// Returns the options that must be equal on all ranks, with their values.
     pub fn of_all_ranks(&self) -> Vec<(&'static str, Value)> {
         let mut values = self.values();
         let options = Self::OPTIONS.iter().filter(|option| option.scope != Scope::Machine);

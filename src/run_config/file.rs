@@ -1,4 +1,4 @@
-//! Configuration from a TOML file and from flags; a flag wins.
+//! Configuration from a TOML file and from flags; flags win.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,57 +7,57 @@ use toml::Table;
 
 use super::{OptionSpec, TrainConfig};
 
-/// The smallest likeness (Jaro–Winkler, 0..1) at which a key is suggested for an unknown one.
+/// Smallest similarity (Jaro–Winkler, 0..1) at which a key is suggested for an unknown one.
 const LIKENESS: f64 = 0.7;
 
-/// A configuration is wrong.
+/// Error of a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file that an option names cannot be read.
+    /// A file that an option names is unreadable.
     #[error("{option} {file}: the file cannot be read")]
     File {
-        /// The option that names it.
+        /// Option that names the file.
         option: &'static str,
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// The cause.
+        /// Underlying error.
         #[source]
         source: std::io::Error,
     },
     /// The file is not TOML.
     #[error("{file}: {reason}")]
     Syntax {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// The parser's message: several lines, with the faulty line of the file.
+        /// Message of the parser: several lines, including the faulty line.
         reason: String,
     },
-    /// A key that is not an option.
+    /// A key is not an option.
     #[error("{file}: unknown key {key:?}{suggestion}")]
     UnknownKey {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// The key.
+        /// Unknown key.
         key: String,
-        /// `; did you mean "…"?`, or nothing.
+        /// Suggestion `; did you mean "…"?`, or an empty string.
         suggestion: String,
     },
-    /// A value of the wrong type or out of range.
+    /// A value has the wrong type or is out of range.
     #[error("{file}, key {key:?}: {reason}")]
     Value {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// The key.
+        /// Key of the option.
         key: String,
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
     },
 }
 
-/// The name and the text of the file that `--config` names.
+/// Returns name and text of the file that `--config` names.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the file is unreadable.
 pub fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
     let file = path.display().to_string();
     match std::fs::read_to_string(path) {
@@ -66,22 +66,22 @@ pub fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
     }
 }
 
-/// What was given of the options: by a file, as (name, text), and by flags.
+/// Options from a file and from flags.
 #[derive(Clone, Copy, Debug)]
 pub struct Given<'a> {
-    /// The file, if there is one.
+    /// Name and text of the file, if given.
     pub file: Option<(&'a str, &'a str)>,
-    /// Flags under their keys; their values have the types of the options.
+    /// Values of flags by key, with the types of the options.
     pub flags: &'a Table,
 }
 
 impl<'a> Given<'a> {
-    /// What a file, as [`read_file`] gives it, and flags have.
+    /// Combines a file, as returned by [`read_file`], and flags.
     pub fn new(file: Option<&'a (String, String)>, flags: &'a Table) -> Self {
         Self { file: file.map(|(name, text)| (name.as_str(), text.as_str())), flags }
     }
 
-    /// The keys that file and flags have.
+    /// Returns the keys set by file or flags.
     ///
     /// # Errors
     /// If the file is not TOML, or as [`Self::over`].
@@ -89,10 +89,10 @@ impl<'a> Given<'a> {
         Ok(self.values()?.into_iter().map(|(key, _)| key).collect())
     }
 
-    /// The configuration that defaults, file and flags give together.
+    /// Resolves the configuration from defaults, file and flags.
     ///
     /// # Errors
-    /// The first key or value of the file that is wrong, with the nearest right key.
+    /// If a key or value of the file is invalid: the first one, with the nearest valid key.
     pub fn over(&self, defaults: &TrainConfig) -> Result<TrainConfig, ConfigError> {
         let mut table = Table::try_from(defaults).expect("a configuration is a table");
         table.extend(self.values()?);
@@ -119,7 +119,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// The option of a key.
+/// Finds the option with this key.
 fn find(file: &str, key: &str) -> Result<&'static OptionSpec, ConfigError> {
     if let Some(option) = TrainConfig::OPTIONS.iter().find(|option| option.key == key) {
         return Ok(option);

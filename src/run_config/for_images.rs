@@ -6,52 +6,52 @@ use super::{Architecture, BankInit, MonitorEvery, ObjectiveKind, RecipeKind, Tra
 use crate::dataset::Split;
 use crate::units::Temperature;
 
-/// Up to this many images the objective is the exact softmax. By the count of operations its three products
-/// of a batch of 256 with 100,000 rows of 128 numbers are 2 % of a ResNet-18's on images of 32 pixels.
+/// Largest number of images with exact softmax by default. By the count of operations, its three products of
+/// a batch of 256 with 100,000 rows of 128 numbers take 2 % of a ResNet-18 on images of 32 pixels.
 pub const MOST_OF_SOFTMAX: usize = 100_000;
-/// Up to this many images the bank begins with the encoder's features: one pass, which takes a GPU minutes
-/// and is not saved in between.
+/// Largest number of images whose encoder features fill the initial bank by default. This takes one pass,
+/// which lasts minutes on a GPU and is not saved in between.
 const MOST_OF_ENCODING: usize = 2_000_000;
-/// The fewest queries of a monitor.
+/// Smallest number of queries of a monitor.
 pub const FEWEST_MONITORED: usize = 200;
 /// The monitor takes at most one part in this many of the work.
 const MOST_OF_A_MONITOR: usize = 10;
-/// A step's work on an image, in forward passes.
+/// Work of a step on one image, in forward passes.
 const FORWARD_AND_BACKWARD: usize = 3;
-/// Images have CIFAR's defaults if the mean of their shorter sides is at most this many pixels.
+/// Largest mean of the shorter sides, in pixels, for which images get CIFAR's defaults.
 const MOST_SIDE_OF_CIFAR: u64 = 48;
-/// An epoch of few images has at least this many steps, if a batch then has the fewest images or more.
+/// Minimum steps of an epoch with few images, unless this makes a batch too small.
 const STEPS_OF_AN_EPOCH: usize = 16;
-/// Fewer images of a batch have a smaller learning rate; the reference has the same for 128 (CIFAR) and 256 (ImageNet).
+/// Batch size below which the learning rate shrinks; the reference uses one rate for 128 (CIFAR) and 256 (ImageNet).
 const BATCH_OF_LR: usize = 128;
-/// The smallest batch that is a default.
+/// Smallest default batch.
 const FEWEST_OF_A_BATCH: usize = 16;
-/// Keys without a meaning for the exact softmax: if one is given, the objective is nce by default.
+/// Keys without effect on the exact softmax: if one is given, the default objective is nce.
 const OF_SAMPLING: [&str; 6] =
     ["negatives", "negative_sampling", "exclude_positive", "partition", "partition_decay", "eps"];
-/// Keys that have other defaults for small images if none of them is given, or a backbone for small images is.
+/// Keys with other defaults for small images if none of them, or a backbone for small images, is given.
 const OF_SIZE: [&str; 3] = ["arch", "image_size", "recipe"];
 
-/// The images of a run.
+/// Images of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Images {
-    /// Their number.
+    /// Number of images.
     pub count: usize,
-    /// The mean of their shorter sides in pixels.
+    /// Mean of their shorter sides, in pixels.
     pub shorter_side: u64,
 }
 
-/// What trains on them.
+/// Machines of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machines {
-    /// The number of processes.
+    /// Number of processes.
     pub ranks: usize,
-    /// Whether they compute on CPUs.
+    /// Whether the processes compute on CPUs.
     pub are_cpus: bool,
 }
 
 impl Images {
-    /// The images of a split, or `limit` of them if that is not 0.
+    /// Describes the images of a split, or `limit` of them if that is not 0.
     pub fn of(split: &Split, limit: u64) -> Self {
         let count = if limit == 0 { split.instances } else { limit.min(split.instances) };
         let sides = split.ingest.iter().map(|part| (part.instances, part.report.short_side[1]));
@@ -59,9 +59,9 @@ impl Images {
         Self { count: count as usize, shorter_side: sum / images.max(1) }
     }
 
-    /// The defaults for these images on these machines, where the keys `given` have the values of `asked`.
+    /// Returns the defaults for these images and machines, where the keys `given` have the values in `asked`.
     ///
-    /// They are those of the reference's `main.py`, except for
+    /// Defaults equal the reference's `main.py`, except for
     ///
     /// - the objective: the exact softmax where it costs little. It needs no Z, and a young bank estimates Z badly
     ///   (docs/training.md);
@@ -107,13 +107,13 @@ impl Images {
     }
 }
 
-/// The number of epochs after which the monitor's forward passes are a tenth of the work.
+/// Returns the number of epochs after which the monitor's forward passes are a tenth of the work.
 fn epochs_of_a_monitor(images: usize) -> u64 {
     images_of_a_monitor(images.max(1)) as u64
 }
 
-/// The fewest images of a run whose monitor is a tenth of the work if it evaluates after this many epochs.
-/// The function is its own inverse.
+/// Returns the smallest number of images for which a monitor after every this many epochs is a tenth of the
+/// work. The function is its own inverse.
 fn images_of_a_monitor(epochs: usize) -> usize {
     (MOST_OF_A_MONITOR * FEWEST_MONITORED).div_ceil(FORWARD_AND_BACKWARD * epochs)
 }
@@ -157,7 +157,7 @@ mod tests {
             TrainConfig { arch: Architecture::ResNet20Cifar, ..plain(50_000, 32, GPU) }
         );
         assert_eq!(plain(500, 400, CPU), plain(500, 400, GPU));
-        // A backbone for small images brings what goes with it.
+        // A backbone for small images implies the related defaults.
         let images = Images { count: 500, shorter_side: 32 };
         let asked = TrainConfig { arch: Architecture::ResNet18Cifar, ..TrainConfig::default() };
         for machines in [CPU, GPU] {
@@ -205,7 +205,7 @@ mod tests {
         for key in ["arch", "image_size", "recipe", "temperature", "weight_decay"] {
             described(key, &[side]);
         }
-        // What is described depends on the images, and nothing else does.
+        // Exactly the options described so depend on the images.
         let [large, small, many] =
             [(60, 400), (50_000, 32), (3_000_000, 400)].map(|(n, side)| plain(n, side, GPU).values());
         for option in TrainConfig::OPTIONS {

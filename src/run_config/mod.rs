@@ -1,8 +1,8 @@
-//! The configuration of a run: every option, described once.
+//! Configuration of a run: every option, described once.
 //!
-//! [`TrainConfig::OPTIONS`] describes the options. From it come the flags and their help, the keys of TOML
-//! files, the checks, the comparison of ranks and of a resumed run, and docs/options.md. This module needs
-//! neither libtorch nor clap, so that every program can read the configuration of a run.
+//! [`TrainConfig::OPTIONS`] describes the options. Flags and their help, keys of TOML files, checks, the
+//! comparison of ranks and with a resumed run, and docs/options.md derive from it. This module needs neither
+//! libtorch nor clap, so that every program can read a run's configuration.
 
 mod choices;
 mod config;

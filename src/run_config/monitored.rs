@@ -1,4 +1,4 @@
-//! What the monitor of a run scores, and when.
+//! Datasets and intervals of a run's monitor.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use super::option::{Arity, OptionValue, TextOrNumber};
 
-/// A labelled dataset that is scored while a run trains on another, as `DATASET[:TRAIN[:TEST]]`.
+/// Labelled dataset that is scored while a run trains on another, as `DATASET[:TRAIN[:TEST]]`.
 ///
-/// Splits follow the last `/`, so `s3://bucket/flowers:train:test` has two. A dataset whose own name has a colon ends
-/// with a slash: `a:b/` or `a:b/:train`.
+/// Splits follow the last `/`, so `s3://bucket/flowers:train:test` names two. A dataset whose own name has a
+/// colon ends with a slash: `a:b/` or `a:b/:train`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MonitoredDataset {
-    /// Its path or URL.
+    /// Path or URL of the dataset.
     pub dataset: String,
-    /// The split whose images vote; nothing for `train`.
+    /// Split whose images vote; `None` for `train`.
     pub train: Option<String>,
-    /// The split that is scored; nothing for the first evaluation split.
+    /// Split that is scored; `None` for the first evaluation split.
     pub test: Option<String>,
 }
 
 impl MonitoredDataset {
-    /// The location that the text would also be, if its colons belonged to a folder's name.
+    /// Returns the location that the text means if its colons belong to a folder's name.
     pub fn other_reading(&self) -> Option<String> {
         (self.train.is_some() && !self.dataset.ends_with('/')).then(|| self.to_string())
     }
@@ -79,19 +79,19 @@ impl OptionValue for Vec<MonitoredDataset> {
     }
 }
 
-/// How often a run is monitored.
+/// Interval between evaluations of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "TextOrNumber<u64>", into = "TextOrNumber<u64>")]
 pub enum MonitorEvery {
-    /// After this many epochs.
+    /// Number of epochs.
     Epochs(u64),
-    /// After this many steps, as `5000steps`.
+    /// Number of steps, written as `5000steps`.
     Steps(u64),
 }
 
 impl MonitorEvery {
-    /// Whether the monitor runs after step `step` of the run; `epochs` are those done where the step was the last of an
-    /// epoch. It depends on nothing else, so a resumed run has the same curve.
+    /// Returns whether the monitor runs after step `step`; `epochs` is the number of epochs done if the step
+    /// ended one. The result depends on nothing else, so a resumed run has the same curve.
     pub fn falls_on(self, step: u64, epochs: Option<u64>) -> bool {
         match self {
             Self::Epochs(every) => epochs.is_some_and(|done| done.is_multiple_of(every.max(1))),
@@ -99,7 +99,7 @@ impl MonitorEvery {
         }
     }
 
-    /// With its unit: `13 epochs`, `5000 steps`.
+    /// Formats the interval with its unit: `13 epochs`, `5000 steps`.
     pub fn in_words(self) -> String {
         let (count, unit) = match self {
             Self::Epochs(count) => (count, "epoch"),
@@ -116,7 +116,7 @@ impl FromStr for MonitorEvery {
         let number = |text: &str| text.parse::<u64>().ok();
         let read = match text.strip_suffix("steps") {
             Some(steps) => number(steps).filter(|steps| *steps > 0).map(Self::Steps),
-            // The option's range says the least.
+            // The option's range sets the minimum.
             None => number(text).map(Self::Epochs),
         };
         read.ok_or_else(|| {

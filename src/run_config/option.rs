@@ -1,4 +1,4 @@
-//! How an option is described.
+//! Description of options.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,39 +10,39 @@ use strum::{IntoStaticStr, VariantArray};
 use super::choices::Choice;
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
-/// An option of a run, as flag, key of a file and entry of docs/options.md.
+/// Option of a run: a flag, a key of a file, and an entry of docs/options.md.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionSpec {
-    /// The key in files.
+    /// Key in files.
     pub key: &'static str,
     /// Lines of the doc comment.
     pub(super) doc: &'static [&'static str],
-    /// The heading under which the help lists it.
+    /// Heading in the help.
     pub heading: Heading,
-    /// Where it may differ within one run.
+    /// Scope within which the option may differ.
     pub scope: Scope,
-    /// The numbers that it allows.
+    /// Allowed numbers.
     pub range: Range,
-    /// What the help calls its value.
+    /// Placeholder of the value in the help.
     pub value_name: &'static str,
-    /// What its flag takes.
+    /// Number of values that the flag takes.
     pub arity: Arity,
-    /// Whether fine-tuning has it too: it has a meaning without a bank.
+    /// Whether fine-tuning has the option too, as it makes sense without a bank.
     pub finetune: bool,
-    /// The default where it depends on the images ([`Images::defaults`](super::Images::defaults)).
+    /// Default, where it depends on the images ([`Images::defaults`](super::Images::defaults)).
     pub by_images: Option<&'static str>,
-    /// The default of runs that were begun before the option existed, where that is another.
+    /// Default of runs that started before the option existed, if different.
     pub formerly: Option<&'static str>,
-    /// The names that it accepts; none where it is not an enum of names.
+    /// Accepted names; empty if the option is not an enum of names.
     pub choices: fn() -> Vec<Choice>,
-    /// Reads a flag's value; of a list, one item.
+    /// Parses a flag's value; for a list, one item.
     pub from_flag: fn(&str) -> Result<toml::Value, String>,
     /// Checks the type of a file's value.
     pub(super) check: fn(toml::Value) -> Result<(), toml::de::Error>,
 }
 
 impl OptionSpec {
-    /// What follows from the type alone.
+    /// Creates a description with the parts that follow from the type.
     pub(super) const fn new<T: OptionValue>(
         key: &'static str,
         doc: &'static [&'static str],
@@ -66,19 +66,19 @@ impl OptionSpec {
         }
     }
 
-    /// The name of its flag, without the dashes before it.
+    /// Returns the name of the flag, without leading dashes.
     pub fn flag(&self) -> String {
         self.key.replace('_', "-")
     }
 
-    /// The help: one paragraph without a full stop.
+    /// Returns the help: one paragraph without a full stop.
     pub fn help(&self) -> String {
         let lines: Vec<&str> = self.doc.iter().map(|line| line.trim()).collect();
         lines.join(" ").trim_end_matches('.').to_owned()
     }
 }
 
-/// A value as its flag takes it; nothing for switches and empty texts.
+/// Formats a value as its flag takes it; `None` for switches and empty texts.
 pub fn shown(value: &serde_json::Value) -> Option<String> {
     use serde_json::Value;
     Some(match value {
@@ -91,71 +91,71 @@ pub fn shown(value: &serde_json::Value) -> Option<String> {
     })
 }
 
-/// The headings of the help, in its order.
+/// Headings of the help, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
 pub enum Heading {
-    /// Which images, and what the encoder sees of them.
+    /// Selection of images and the encoder's view of them.
     #[strum(serialize = "Data and augmentation")]
     Data,
-    /// The encoder, and where it computes.
+    /// Encoder and device.
     #[strum(serialize = "Network and device")]
     Network,
     /// Steps and their size.
     #[strum(serialize = "Optimisation")]
     Optimisation,
-    /// The loss and the memory bank.
+    /// Loss and memory bank.
     #[strum(serialize = "Objective and bank")]
     Objective,
-    /// How batches are made.
+    /// Preparation of batches.
     #[strum(serialize = "Loader")]
     Loader,
-    /// What a run writes.
+    /// Output of a run.
     #[strum(serialize = "Checkpoints and metrics")]
     Checkpoints,
 }
 
-/// Where an option may differ within one run.
+/// Ranks and resumes between which an option may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum Scope {
-    /// Nowhere: weights, bank or the order of images depend on it.
+    /// None: weights, bank or the order of images depend on the option.
     Identity,
     /// A resume may change it, unless the learning rate depends on it.
     Schedule,
-    /// A resume may change it; all ranks have the same.
+    /// A resume may change it; all ranks have the same value.
     Resumable,
-    /// A resume may change it, and each rank has its own: it describes the machine.
+    /// A resume may change it, and ranks may differ, as it describes the machine.
     Machine,
 }
 
-/// What a flag takes.
+/// Values that a flag takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arity {
-    /// Nothing: to give it means true.
+    /// None; the flag means true.
     Switch,
     /// One value.
     One,
-    /// Values with commas between them.
+    /// Values separated by commas.
     List,
-    /// One value, and as many times as wanted.
+    /// One value; the flag may be repeated.
     Repeated,
 }
 
-/// The numbers that an option allows where its type allows more.
+/// Numbers that an option allows, if its type allows more.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Range {
     /// Every value of the type.
     Any,
-    /// This number or more.
+    /// At least this number.
     AtLeast(u32),
-    /// Finite, and 0 or more.
+    /// Finite, and at least 0.
     NotNegative,
     /// At least 0 and below 1.
     BelowOne,
 }
 
 impl Range {
-    /// Whether a number is in it.
+    /// Returns whether the range contains a number.
     pub(super) fn contains(self, value: f64) -> bool {
         match self {
             Self::Any => true,
@@ -177,22 +177,22 @@ impl fmt::Display for Range {
     }
 }
 
-/// A type that an option may have.
+/// Type of an option's value.
 pub trait OptionValue: Serialize + DeserializeOwned {
-    /// What the help calls a value, unless the option names it.
+    /// Placeholder in the help, unless the option sets one.
     const VALUE_NAME: &'static str;
-    /// What a flag takes.
+    /// Number of values that a flag takes.
     const ARITY: Arity = Arity::One;
 
-    /// The names of an enum of names.
+    /// Returns the accepted names, for an enum of names.
     fn choices() -> Vec<Choice> {
         Vec::new()
     }
 
-    /// Reads a flag's value; of a list, one item.
+    /// Parses a flag's value; for a list, one item.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If the value is invalid, with the reason.
     fn from_flag(text: &str) -> Result<toml::Value, String>;
 }
 
@@ -204,7 +204,7 @@ pub(super) enum TextOrNumber<N> {
     Number(N),
 }
 
-/// Reads a flag's value by its type.
+/// Parses a flag's value by its type.
 fn parse<T: FromStr<Err: fmt::Display> + Serialize>(text: &str) -> Result<toml::Value, String> {
     let value: T = text.parse().map_err(|error: T::Err| error.to_string())?;
     toml::Value::try_from(value).map_err(|error| error.to_string())

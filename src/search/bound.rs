@@ -1,56 +1,56 @@
-//! Rows and queries as bytes, and the bound by which these rule out pairs.
+//! Byte encodings of rows and queries, and the bound by which they rule out pairs.
 //!
-//! A row `x` of a tile is written as `x = c + s·n + r`: the tile's centre `c`, its step `s`, whole numbers
-//! `n` in −127…127, and a residual `r` of known length. The centre makes the residual small where features crowd in
-//! one direction, as those of an untrained encoder do. A query `q` is written as `q = t·m + p`, with whole numbers `m`
-//! and a residual `p`. So
+//! A row `x` of a tile is encoded as `x = c + s·n + r`: the tile's centre `c`, its step `s`, whole numbers
+//! `n` in −127…127, and a residual `r` of known length. The centre keeps the residual small where features
+//! crowd in one direction, as those of an untrained encoder do. A query `q` is encoded as `q = t·m + p`, with
+//! whole numbers `m` and a residual `p`. So
 //!
 //! ```text
 //! q·x = q·c + t·s·(m·n) + t·(m·r) + p·(x − c)
 //!     ≤ q·c + t·s·(m·n + ‖m‖·‖r‖/s) + ‖p‖·‖x − c‖        (Cauchy–Schwarz)
 //! ```
 //!
-//! and a row whose right side stays below the similarity of the k-th best so far is not a neighbour. The bound and the
-//! rounding of the similarity itself are taken generously; candidates are compared exactly.
+//! A row whose right side is below the similarity of the k-th best row so far is not a neighbour. The bound
+//! and the rounding of the similarity are overestimated; candidates are compared exactly.
 
 use super::similarity::{LANES, inner_product, length};
 use crate::simd::{Kernel, Line, SimdLevel};
 
-/// Rows that the filter looks at together.
+/// Rows that the filter processes together.
 pub(super) const BLOCK_ROWS: usize = 32;
-/// Components that lie side by side in a block: the byte products of a CPU add up four at a time.
+/// Adjacent components in a block: the byte products of a CPU add up four at a time.
 pub(super) const QUAD: usize = 4;
 /// Half of the codes' range.
 const LIMIT: f32 = 127.0;
-/// Codes are stored with this added, as the byte products want one side without a sign.
+/// Offset of stored codes, as byte products need one unsigned side.
 const CODE_ZERO: i64 = 128;
-/// Within these magnitudes no square over- or underflows in f32.
+/// Magnitudes within which no square over- or underflows in f32.
 const MAGNITUDES: (f32, f32) = (1e-15, 1e15);
-/// Up to this length a sum of products of bytes fits 32 bits, and the slacks below are small.
+/// Longest vector for which a sum of byte products fits 32 bits and the slacks below are small.
 const LONGEST: usize = 1 << 15;
-/// Adding 1.5 · 2²³ to a small f32 leaves it rounded to a whole number in its low bits.
+/// Adding 1.5 · 2²³ to a small f32 rounds it to a whole number in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// Rows of the bank, encoded.
+/// Encoded rows of the bank.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tile {
-    /// The number of rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Quads of a row; see [`quads`].
+    /// Number of quads of a row; see [`quads`].
     pub quads: usize,
     /// `[blocks, quads, BLOCK_ROWS, QUAD]`, each a byte: `n + CODE_ZERO`.
     pub codes: Vec<Line>,
-    /// `[blocks * BLOCK_ROWS]`: at least `‖r‖ / s`.
+    /// `[blocks * BLOCK_ROWS]`: upper bounds of `‖r‖ / s`.
     pub residual_norms: Vec<f32>,
-    /// The step `s`.
+    /// Step `s`.
     step: f64,
-    /// The centre `c`.
+    /// Centre `c`.
     centre: Vec<f32>,
-    /// `‖c‖`.
+    /// Length of the centre, `‖c‖`.
     centre_length: f64,
-    /// At least `‖x − c‖` of every row.
+    /// Upper bound of `‖x − c‖` over all rows.
     radius: f64,
-    /// Whether the above holds; else nothing is known of the rows.
+    /// Whether these bounds hold; if not, nothing is known of the rows.
     is_bounded: bool,
 }
 
@@ -63,7 +63,7 @@ impl Tile {
     }
 }
 
-/// Quads of a vector; for AMX, whose registers take [`Line::BYTES`] components, with some of zeros at the end.
+/// Returns the quads of a vector. AMX registers take [`Line::BYTES`] components, so its vectors are padded with zeros.
 fn quads(simd_level: SimdLevel, dim: usize) -> usize {
     match simd_level {
         #[cfg(target_arch = "x86_64")]
@@ -92,7 +92,7 @@ impl Kernel for EncodeTile<'_> {
         mean(&mut tile.centre, rows, dim);
         tile.centre_length = length(&tile.centre);
         let widest = widest(&tile.centre, rows, dim);
-        // False for what is not a number, too.
+        // Also false for NaN.
         tile.is_bounded = widest <= MAGNITUDES.1 && dim <= LONGEST;
         if tile.is_bounded {
             write_codes(tile, rows, dim, widest.max(MAGNITUDES.0) / LIMIT);
@@ -121,15 +121,15 @@ fn widest(centre: &[f32], rows: &[f32], dim: usize) -> f32 {
     for row in rows.chunks_exact(dim) {
         for ((widest, x), c) in widest.iter_mut().zip(row).zip(centre) {
             let distance = (x - c).abs();
-            // Keeps what is not a number, unlike `max`.
+            // Unlike `max`, this keeps NaN.
             *widest = if distance <= *widest { *widest } else { distance };
         }
     }
     widest.into_iter().fold(0.0, |a, b| if b <= a { a } else { b })
 }
 
-/// Rounding in f32 makes `x − c`, `s·n` and `r` wrong by 2⁻²⁴ of at most 128 steps each, and a sum of `dim`
-/// squares by `dim` · 2⁻²⁴ of itself; the slacks are above that.
+/// Writes the codes of all rows. Rounding in f32 changes `x − c`, `s·n` and `r` by at most 2⁻²⁴ of 128 steps
+/// each, and a sum of `dim` squares by `dim` · 2⁻²⁴ of itself; the slacks are larger.
 #[inline(always)]
 fn write_codes(tile: &mut Tile, rows: &[f32], dim: usize, step: f32) {
     let relative = 1.0 + 1e-5 + 1e-7 * dim as f32;
@@ -153,7 +153,7 @@ fn write_codes(tile: &mut Tile, rows: &[f32], dim: usize, step: f32) {
     tile.radius = f64::from(radius.sqrt() * relative + absolute * step);
 }
 
-/// Writes the codes of a row; gives the squares of ‖r‖ and of ‖x − c‖.
+/// Writes the codes of a row. Returns the squares of ‖r‖ and of ‖x − c‖.
 #[inline(always)]
 fn write_row(bytes: &mut [u8], x: &[f32], centre: &[f32], step: f32, per_step: f32) -> (f32, f32) {
     let (mut residuals, mut offsets) = ([0.0_f32; LANES], [0.0_f32; LANES]);
@@ -177,7 +177,7 @@ fn write_row(bytes: &mut [u8], x: &[f32], centre: &[f32], step: f32, per_step: f
     (residuals.iter().sum(), offsets.iter().sum())
 }
 
-/// The code of a component, what the code leaves out, and the component from the centre.
+/// Returns the code of a component, its residual, and its offset from the centre.
 #[inline(always)]
 fn encode(x: f32, centre: f32, step: f32, per_step: f32) -> (u8, f32, f32) {
     let offset = x - centre;
@@ -186,16 +186,16 @@ fn encode(x: f32, centre: f32, step: f32, per_step: f32) -> (u8, f32, f32) {
     (code as u8, offset - (rounded - ROUNDER) * step, offset)
 }
 
-/// Queries that the filter takes together; with two registers of rows for each they fill those of AVX-512.
+/// Queries that the filter processes together; with two registers of rows each they fill those of AVX-512.
 pub(super) const GROUP: usize = 12;
-/// The same for AMX: two of its registers.
+/// Queries that the AMX filter processes together: two of its registers.
 pub(super) const AMX_GROUP: usize = 2 * AMX_ROWS;
-/// The most of both.
+/// Larger of both group sizes.
 pub(super) const LARGEST_GROUP: usize = AMX_GROUP;
-/// Queries in a register of AMX; each has a line of codes there.
+/// Queries in an AMX register, each with a line of codes.
 pub(super) const AMX_ROWS: usize = 16;
 
-/// Queries of a group at this level.
+/// Returns the number of queries in a group at this level.
 pub(super) fn group_size(simd_level: SimdLevel) -> usize {
     match simd_level {
         #[cfg(target_arch = "x86_64")]
@@ -204,7 +204,7 @@ pub(super) fn group_size(simd_level: SimdLevel) -> usize {
     }
 }
 
-/// The largest magnitude of a query's code. AVX2 adds pairs of products in 16 bits: 2 · 255 · 63 < 2¹⁵.
+/// Returns the largest magnitude of a query's code. AVX2 adds pairs of products in 16 bits: 2 · 255 · 63 < 2¹⁵.
 pub(super) fn code_limit(simd_level: SimdLevel) -> f64 {
     match simd_level {
         #[cfg(target_arch = "x86_64")]
@@ -213,26 +213,26 @@ pub(super) fn code_limit(simd_level: SimdLevel) -> f64 {
     }
 }
 
-/// A few queries, encoded.
+/// Small group of encoded queries.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
-    /// The codes `m`, each an `i8`: `[quads, GROUP, QUAD]`; for AMX `[lines, AMX_GROUP, Line::BYTES]`.
+    /// Codes `m`, each an `i8`: `[quads, GROUP, QUAD]`; for AMX `[lines, AMX_GROUP, Line::BYTES]`.
     pub codes: Vec<Line>,
-    /// At least `‖m‖` of every query.
+    /// Upper bound of `‖m‖` over all queries.
     pub reach: f32,
     queries: Vec<Scale>,
 }
 
-/// What the bound needs of a query.
+/// Inputs of the bound from one query.
 #[derive(Clone, Copy, Debug)]
 struct Scale {
-    /// The step `t`.
+    /// Step `t`.
     step: f64,
-    /// At least `‖p‖`.
+    /// Upper bound of `‖p‖`.
     residual: f64,
-    /// `‖q‖`.
+    /// Length of the query, `‖q‖`.
     length: f64,
-    /// What [`CODE_ZERO`] adds to `m·n`.
+    /// Contribution of [`CODE_ZERO`] to `m·n`.
     shift: f64,
 }
 
@@ -268,19 +268,19 @@ impl Group {
         group
     }
 
-    /// The number of queries.
+    /// Returns the number of queries.
     pub(super) fn len(&self) -> usize {
         self.queries.len()
     }
 
-    /// At least the error of [`rough_similarity`](super::similarity::rough_similarity) for a query and a row of a
-    /// tile; infinite where nothing is known of the rows.
+    /// Returns an upper bound of the error of [`rough_similarity`](super::similarity::rough_similarity) for a
+    /// query and any row of a tile; infinite if nothing is known of the rows.
     ///
-    /// Each product and each sum is wrong by at most 2⁻²⁴ of itself or, among the smallest numbers, by 2⁻¹⁵⁰; by
-    /// Cauchy–Schwarz all of them together are at most `‖q‖·‖x‖`.
+    /// Each product and each sum is wrong by at most 2⁻²⁴ of itself or, among the smallest numbers, by 2⁻¹⁵⁰.
+    /// By Cauchy–Schwarz all of them together are at most `‖q‖·‖x‖`.
     pub(super) fn rough_slack(&self, at: usize, tile: &Tile, dim: usize) -> f32 {
         let length = self.queries[at].length * (tile.radius + tile.centre_length);
-        // False for what is not a number, too.
+        // Also false for NaN.
         let fits = length < f64::from(f32::MAX) / 4.0;
         if !tile.is_bounded || !fits {
             return f32::INFINITY;
@@ -289,10 +289,10 @@ impl Group {
         (1.1 * steps * (length * f64::from(f32::EPSILON) / 2.0 + f64::from(f32::MIN_POSITIVE))) as f32
     }
 
-    /// What the filter's whole number of a query and a row must exceed, if the row is to reach the similarity
-    /// `least`.
+    /// Returns the number that the filter's result for a query and a row must exceed for the row to reach the
+    /// similarity `least`.
     ///
-    /// The filter's number is `Σ m·(n + CODE_ZERO)` plus `reach · residual_norms[row]` cut to a whole number.
+    /// The filter's result is `Σ m·(n + CODE_ZERO)` plus `reach · residual_norms[row]`, truncated to a whole number.
     pub(super) fn threshold(
         &self,
         simd_level: SimdLevel,
@@ -305,7 +305,7 @@ impl Group {
             return i32::MIN;
         }
         let Scale { step, residual, length: own_length, shift } = self.queries[at];
-        // A similarity is rounded to f32; it reaches `least` only if it exceeds the f32 before it.
+        // Similarities are rounded to f32, so one that reaches `least` exceeds the f32 before it.
         let least = f64::from(least.next_down());
         let at_centre = inner_product(simd_level, query, &tile.centre);
         let terms = query.len() as f64 + 4.0;
@@ -315,7 +315,7 @@ impl Group {
             return i32::MAX;
         }
         let whole = (missing - residual * tile.radius) / (step * tile.step) + shift;
-        // One for the cut of the reach, the rest for the rounding of this line.
+        // 1 for the truncation of the reach, the rest for the rounding of this line.
         let threshold = whole - 1.001 - 1e-9 * whole.abs();
         if threshold.is_nan() { i32::MIN } else { threshold.floor() as i32 }
     }

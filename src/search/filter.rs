@@ -1,4 +1,4 @@
-//! The filter: which rows of a tile can be neighbours of which queries of a group.
+//! Filter: finds the rows of a tile that can be neighbours of a group's queries.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -8,28 +8,28 @@ mod x86;
 use super::bound::{BLOCK_ROWS, GROUP, Group, LARGEST_GROUP, QUAD, Tile};
 use crate::simd::SimdLevel;
 
-/// A row that the bound does not rule out.
+/// Row that the bound does not rule out for a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Candidate {
-    /// The query's index in its group.
+    /// Index of the query in its group.
     pub query: u32,
-    /// The row's index in its tile.
+    /// Index of the row in its tile.
     pub row: u32,
 }
 
-/// The candidates of a query in a block.
+/// Candidates of a query in a block.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Passed {
-    /// Of the tile.
+    /// Index of the block in its tile.
     block: u32,
-    /// The query's index in its group.
+    /// Index of the query in its group.
     query: u32,
-    /// Bit `i` is the block's row `i`; the last block may have bits beyond its rows.
+    /// Bit `i` is row `i` of the block; the last block may have bits beyond its rows.
     rows: u32,
 }
 
 impl Passed {
-    /// The rows as candidates, without bits beyond the tile.
+    /// Iterates over the rows as candidates, without bits beyond the tile.
     pub(super) fn candidates(self, tile: &Tile) -> impl Iterator<Item = Candidate> {
         let first = self.block as usize * BLOCK_ROWS;
         let there = u32::MAX >> BLOCK_ROWS.saturating_sub(tile.rows - first);
@@ -52,7 +52,7 @@ pub(super) struct Filter<'a> {
     pub found: &'a mut Vec<Passed>,
 }
 
-/// Adds a block's rows of one query, if there are any.
+/// Appends a block's rows of one query, if there are any.
 #[inline(always)]
 fn push(found: &mut Vec<Passed>, block: usize, query: usize, rows: u32) {
     if rows != 0 {

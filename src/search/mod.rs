@@ -1,13 +1,12 @@
 //! Exact search for the most similar rows.
 //!
-//! The answer is that of comparing every query with every row: similarities have one definition
-//! (`similarity.rs`), and of equal ones the lower id comes first. Almost all pairs are ruled out beforehand,
-//! by products of bytes with a proven bound (`bound.rs`), and most of the rest by f32 sums of known error.
-//! What is left is compared exactly. So the result is the same for any number of threads, tile sizes and
-//! instructions of the CPU.
+//! The result equals that of comparing every query with every row: similarities have one definition
+//! (`similarity.rs`), and ties go to the lower id. Products of bytes with a proven bound (`bound.rs`) rule
+//! out almost all pairs, and f32 sums of known error most of the rest. Remaining pairs are compared exactly.
+//! So the result is the same for any number of threads, tile sizes and instructions of the CPU.
 //!
-//! The bank is read once, in tiles, and ahead of need from a file. Memory holds a few tiles and the best candidates of
-//! each query, never `[queries, bank]`.
+//! The bank is read once, in tiles, and ahead of need from a file. Memory holds a few tiles and the best
+//! candidates of each query, never `[queries, bank]`.
 
 mod bound;
 mod filter;
@@ -27,31 +26,31 @@ use crate::simd::SimdLevel;
 
 pub use synthetic::{Shape, draw_tables};
 
-/// Codes of a tile in bytes, a quarter of a usual second-level cache.
+/// Bytes of a tile's codes: a quarter of a usual second-level cache.
 const TILE_BYTES: usize = 256 << 10;
-/// Rows of a tile at most.
+/// Maximum number of rows in a tile.
 const TILE_ROWS: usize = 2048;
 /// Rows of the first tile. Each tile may be as large as all before it, so that few rows are compared with
-/// thresholds that are far too low.
+/// thresholds that are still far too low.
 const FIRST_TILE_ROWS: usize = 256;
-/// Tiles that are read and encoded before queries go through them: 8 MiB of a file at 128 numbers a row.
+/// Tiles that are read and encoded before queries pass them: 8 MiB of a file at 128 numbers a row.
 const TILES: usize = 8;
-/// Reads on their way while queries go through a chunk.
+/// Pending reads while queries pass a chunk.
 const READ_AHEAD: usize = 4;
-/// Blocks of queries for each thread: more than one, so that no thread waits long for another.
+/// Blocks of queries per thread: several, so that no thread waits long for another.
 const BLOCKS_PER_THREAD: usize = 4;
 
-/// The neighbours of every query, most similar first; of equal similarities the lower id comes first.
+/// Neighbours of every query, most similar first; ties go to the lower id.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Neighbours {
-    /// Neighbours of each query.
+    /// Number of neighbours per query.
     pub k: usize,
     /// `[queries * k]`: a row of the bank's table, and the inner product.
     pub found: Vec<(u32, f32)>,
 }
 
 impl Neighbours {
-    /// (row of the bank's table, similarity) of one query's neighbours.
+    /// Iterates over one query's neighbours as (row of the bank's table, similarity).
     pub fn of(&self, query: usize) -> impl Iterator<Item = (usize, f32)> + Clone + '_ {
         let found = &self.found[query * self.k..(query + 1) * self.k];
         found.iter().map(|&(row, similarity)| (row as usize, similarity))
@@ -66,7 +65,7 @@ impl Neighbours {
 /// If the bank cannot be read, or a vector is not finite.
 ///
 /// # Panics
-/// If `k` exceeds the rows that can be found, or the tables differ in dim.
+/// If `k` exceeds the number of eligible rows, or the tables differ in dim.
 pub fn search(
     bank: &dyn Table,
     queries: &FeatureTable,

@@ -1,4 +1,4 @@
-//! Some queries and the best rows found for each so far.
+//! Blocks of queries, with the best rows found so far.
 
 use std::cmp::Ordering;
 
@@ -9,17 +9,16 @@ use crate::feature_table::{FeatureTable, Table};
 use crate::ids::InstanceId;
 use crate::simd::{SimdLevel, prefetch};
 
-/// Candidates by which the memory is asked ahead of the comparison.
+/// Number of candidates that memory is prefetched ahead.
 const AHEAD: usize = 6;
-/// `k / SPARE` candidates may be kept beyond `k` before they are cut: few raise the threshold sooner, many need fewer
-/// cuts.
+/// Up to `k / SPARE` candidates beyond `k` are kept before a cut: few raise the threshold sooner, many need fewer cuts.
 const SPARE: usize = 2;
 
-/// Rows of the bank as they are.
+/// Rows of the bank as vectors.
 pub(super) struct Rows<'a> {
-    /// The bank, for ids.
+    /// Bank, for ids.
     pub bank: &'a dyn Table,
-    /// The bank's row of the first.
+    /// Index in the bank of the first row.
     pub first: usize,
     /// `[rows * dim]`.
     pub features: &'a [f32],
@@ -31,7 +30,7 @@ impl Rows<'_> {
     }
 }
 
-/// Some queries, with the best that was found for each so far.
+/// Block of queries, with the best rows found for each so far.
 pub(super) struct QueryBlock<'a> {
     queries: &'a FeatureTable,
     first: usize,
@@ -43,7 +42,7 @@ pub(super) struct QueryBlock<'a> {
 }
 
 impl<'a> QueryBlock<'a> {
-    /// Prepares the queries from `first` to before `end` for the search of `k` neighbours.
+    /// Prepares the queries from `first` to before `end` for a search of `k` neighbours.
     pub(super) fn new(
         simd_level: SimdLevel,
         queries: &'a FeatureTable,
@@ -67,7 +66,7 @@ impl<'a> QueryBlock<'a> {
         }
     }
 
-    /// Finds the neighbours in a tile, which encodes `rows`.
+    /// Searches a tile, which encodes `rows`.
     pub(super) fn scan(&mut self, simd_level: SimdLevel, tile: &Tile, rows: &Rows<'_>) {
         let (queries, dim) = (self.queries, self.queries.meta.dim);
         let size = group_size(simd_level);
@@ -111,13 +110,13 @@ impl<'a> QueryBlock<'a> {
         }
     }
 
-    /// The neighbours of each query, best first.
+    /// Returns the neighbours of each query, best first.
     pub(super) fn finish(self) -> impl Iterator<Item = Neighbour> {
         self.best.into_iter().flat_map(TopK::finish)
     }
 }
 
-/// A row that was compared exactly.
+/// Row that was compared exactly.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Neighbour {
     pub similarity: f32,
@@ -126,14 +125,13 @@ pub(super) struct Neighbour {
 }
 
 impl Neighbour {
-    /// As results are ordered: better ones are smaller.
+    /// Orders results: better ones come first.
     fn order(&self, other: &Self) -> Ordering {
         other.similarity.total_cmp(&self.similarity).then(self.id.cmp(&other.id))
     }
 }
 
-/// Keeps the best `k` of what is pushed. The order is total, so what is kept does not depend on the order
-/// of pushes.
+/// Collects the best `k` of the pushed rows. The order is total, so the result does not depend on the order of pushes.
 #[derive(Clone, Debug)]
 struct TopK {
     k: usize,
@@ -146,7 +144,7 @@ impl TopK {
         Self { k, kept: Vec::new(), threshold: f32::NEG_INFINITY }
     }
 
-    /// What a candidate must reach: one below it is not among the best.
+    /// Returns the similarity below which a candidate is not among the best.
     fn threshold(&self) -> f32 {
         self.threshold
     }
@@ -170,7 +168,7 @@ impl TopK {
         }
     }
 
-    /// The best, in order.
+    /// Returns the best rows, in order.
     fn finish(mut self) -> Vec<Neighbour> {
         self.cut();
         self.kept.sort_unstable_by(Neighbour::order);

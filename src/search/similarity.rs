@@ -1,22 +1,22 @@
-//! The one definition of a similarity.
+//! Definition of similarity.
 //!
 //! The similarity of two vectors is their inner product, summed in f64 in a fixed order and rounded once to
-//! f32. A product of two f32 is exact in f64, so that a fused multiply-add gives the same bits as a product
-//! and a sum: the result is the same on every CPU, at any vector width, for any compiler flags.
+//! f32. A product of two f32 is exact in f64, so a fused multiply-add gives the same bits as a product and a
+//! sum: the result is the same on every CPU, for any vector width and compiler flags.
 
 use crate::simd::{Kernel, SimdLevel};
 
-/// Partial sums: component `i` goes to sum `i % LANES`; at the end the upper half is added to the lower
-/// half until one is left.
+/// Number of partial sums: component `i` goes to sum `i % LANES`; at the end the upper half is added to the
+/// lower half until one sum is left.
 pub(super) const LANES: usize = 16;
 
-/// The similarity, as results hold it.
+/// Returns the similarity of two vectors, as in results.
 pub(super) fn similarity(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f32 {
-    // Adding 0 turns −0 into 0: the two are equal similarities.
+    // Adding 0 turns −0 into 0, as the two must be equal similarities.
     inner_product(simd_level, a, b) as f32 + 0.0
 }
 
-/// The inner product before it is rounded.
+/// Returns the inner product before rounding.
 pub(super) fn inner_product(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f64 {
     simd_level.run(InnerProduct(a, b))
 }
@@ -50,8 +50,8 @@ impl Kernel for InnerProduct<'_> {
     }
 }
 
-/// The inner product in f32, in a fraction of the time; [`Group::rough_slack`](super::bound::Group::rough_slack) bounds
-/// its error. It may be infinite or not a number.
+/// Returns the inner product in f32, in a fraction of the time;
+/// [`Group::rough_slack`](super::bound::Group::rough_slack) bounds its error. May be infinite or NaN.
 pub(super) fn rough_similarity(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f32 {
     simd_level.run(RoughSimilarity(a, b))
 }
@@ -75,7 +75,7 @@ impl Kernel for RoughSimilarity<'_> {
     }
 }
 
-/// The length of a vector.
+/// Returns the length of a vector.
 pub(super) fn length(a: &[f32]) -> f64 {
     inner_product(SimdLevel::Portable, a, a).sqrt()
 }

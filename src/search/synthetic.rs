@@ -1,4 +1,4 @@
-//! Feature tables of drawn vectors, for benchmarks.
+//! Feature tables of random vectors, for benchmarks.
 
 use rayon::prelude::*;
 
@@ -6,20 +6,20 @@ use crate::feature_table::{FeatureTable, Kind, TableMeta, normalise};
 use crate::ids::{ClassId, InstanceId};
 use crate::rng::{Purpose, Stream};
 
-/// Classes of a drawn table.
+/// Number of classes in a random table.
 const CLASSES: usize = 1000;
-/// The cosine of two vectors of one class in [`Shape::Clusters`], in the middle.
+/// Typical cosine between two vectors of one class in [`Shape::Clusters`].
 const CLASS_COSINE: f64 = 0.4;
-/// Rows that are drawn from one stream.
+/// Rows drawn from one stream.
 const BLOCK: usize = 4096;
 
-/// The distribution of drawn vectors.
+/// Distribution of random vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Uniform on the sphere: the worst case, as no direction is more likely.
     Uniform,
-    /// Around 1000 class directions, rows sorted by class, with a spectrum that falls as features' do: the
-    /// variance of component i is in proportion to 1/√(i + 1).
+    /// Around 1000 class directions, rows sorted by class, with a spectrum that falls like that of features:
+    /// the variance of component i is proportional to 1/√(i + 1).
     Clusters,
 }
 
@@ -35,7 +35,7 @@ impl std::str::FromStr for Shape {
     }
 }
 
-/// A bank and queries of one shape: unit vectors, functions of the seed alone.
+/// Draws a bank and queries of one shape: unit vectors, which depend on the seed alone.
 pub fn draw_tables(
     shape: Shape,
     rows: usize,

@@ -19,7 +19,7 @@ fn table(features: Vec<f32>, dim: usize) -> FeatureTable {
             classes: vec!["one".into()],
             ..meta(Kind::Embedding, dim)
         },
-        // Descending, so that ids and rows are not the same thing.
+        // Descending, so that ids differ from rows.
         ids: (0..rows as u32).rev().map(InstanceId).collect(),
         labels: vec![None; rows],
         updated_step: vec![None; rows],
@@ -31,26 +31,26 @@ fn table(features: Vec<f32>, dim: usize) -> FeatureTable {
 #[derive(Clone, Copy, Debug, VariantArray)]
 enum Shape {
     Unit,
-    /// A narrow cone, as the features of an untrained encoder.
+    /// Narrow cone, like the features of an untrained encoder.
     Crowded,
-    /// All within a few units of the last place of one another.
+    /// All within a few units in the last place of each other.
     Close,
-    /// Small whole numbers: many equal similarities.
+    /// Small whole numbers, with many equal similarities.
     Whole,
-    /// A few vectors, many times each; some are zero.
+    /// Few distinct vectors, repeated many times; some are zero.
     Repeated,
     /// Lengths from 1e-6 to 1e6 in one table.
     Lengths,
-    /// One component a thousand times the others.
+    /// One component a thousand times larger than the others.
     Spiky,
-    /// Beyond what f32 can square.
+    /// Too large for f32 to square.
     Huge,
-    /// Below what f32 can square, some subnormal.
+    /// Too small for f32 to square, some subnormal.
     Tiny,
 }
 
 fn vectors(shape: Shape, seed: u64, rows: usize, dim: usize) -> Vec<f32> {
-    // Bank and queries of one shape share their first stream: the crowd's direction, the repeated vectors.
+    // Bank and queries of one shape share the first stream: the crowd's direction, the repeated vectors.
     let mut common = Stream::new(7, Purpose::Test, 0, 0);
     let mut own = Stream::new(seed, Purpose::Test, 1, 0);
     let few: Vec<Vec<f64>> = (0..3).map(|_| (0..dim).map(|_| common.normal()).collect()).collect();
@@ -85,7 +85,7 @@ fn vectors(shape: Shape, seed: u64, rows: usize, dim: usize) -> Vec<f32> {
     features
 }
 
-/// Every similarity by its definition, and a full sort.
+/// Computes every similarity by its definition, and sorts all.
 fn slow(bank: &FeatureTable, query: &[f32], without: Option<InstanceId>, k: usize) -> Vec<(usize, u32)> {
     let mut all: Vec<(f32, InstanceId, usize)> = (0..bank.len())
         .filter(|&row| Some(bank.ids[row]) != without)
@@ -145,7 +145,7 @@ proptest! {
         let asked = table(vectors(shape, seed + 1, queries, dim), dim);
         let available = rows - usize::from(leave_one_out);
         prop_assume!(available > 0);
-        // Small numbers of neighbours more often than large ones.
+        // Small numbers of neighbours are more frequent than large ones.
         let k = ((available as f64 * share.powi(3)) as usize).max(1);
         for level in SimdLevel::available() {
             let neighbours = search_at(level, (&bank, 0..rows), &asked, k, leave_one_out).expect("found");
@@ -157,7 +157,7 @@ proptest! {
         }
     }
 
-    /// The bound's proof, tried: a pair whose similarity is asked for always passes.
+    /// Tests the bound's proof: a pair that reaches the requested similarity always passes.
     #[test]
     fn a_row_that_reaches_the_similarity_is_always_a_candidate(
         shapes in (prop::sample::select(Shape::VARIANTS), prop::sample::select(Shape::VARIANTS)),
@@ -202,7 +202,7 @@ proptest! {
         let bank = vectors(Shape::Unit, seed, rows, dim);
         let asked = vectors(Shape::Unit, seed + 1, GROUP, dim);
         let of_level = |level: SimdLevel| {
-            // Codes that every level can take.
+            // Codes that are valid at every level.
             let pair = encoded(level, &bank, &asked, dim, 63.0);
             let thresholds = thresholds(level, &pair, asked.chunks_exact(dim), |_| 0.1);
             let mut found = candidates(level, &pair, &thresholds);
@@ -229,14 +229,14 @@ proptest! {
 
 #[test]
 fn similarities_are_correctly_rounded_inner_products() {
-    // 1 + 2⁻²⁴ lies between two f32 and rounds to even; a sum in f32 would lose the small terms one by one.
+    // 1 + 2⁻²⁴ is between two f32 and rounds to even; a sum in f32 would lose the small terms one by one.
     let small = 2_f32.powi(-26);
     let a = [1.0, small, small, small, small, 0.0, 0.0, small];
     assert_eq!(similarity(SimdLevel::Portable, &a, &[1.0; 8]), 1.0 + 2_f32.powi(-23));
     assert_eq!(similarity(SimdLevel::Portable, &[-1e-30, 0.0], &[1e-30, 0.0]).to_bits(), 0);
 }
 
-/// Without this the search would be right and slow.
+/// Without this the search would be correct but slow.
 #[test]
 fn the_filter_leaves_few_rows_to_compare() {
     let dim = 128;

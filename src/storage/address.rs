@@ -16,7 +16,7 @@ const TRANSLATED: [(&str, &str); 5] =
 /// Schemes without one of ours.
 const FOREIGN: [&str; 10] = ["http", "https", "ftp", "sftp", "ssh", "hdfs", "viewfs", "hf", "dbfs", "oss"];
 
-/// A location, as a text names it.
+/// A location, as parsed from its text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Address {
     /// A path of this machine, as written.
@@ -97,7 +97,7 @@ impl Address {
     }
 }
 
-/// The likely meaning of a text that begins with a scheme but has no `://`.
+/// Returns the likely meaning of a text that begins with a scheme but has no `://`.
 fn almost_url(text: &str) -> Option<String> {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric())?;
     let (scheme, rest) = (text[..end].to_lowercase(), &text[end..]);
@@ -118,7 +118,7 @@ fn almost_url(text: &str) -> Option<String> {
     }
 }
 
-/// The likely meaning of a URL whose scheme is not supported.
+/// Returns the likely meaning of a URL whose scheme is not supported.
 fn instead_of(scheme: &str, rest: &str) -> Option<String> {
     let rest = rest.trim_start_matches('/');
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -174,14 +174,14 @@ fn azure(scheme: &str, container: &str, host: &str, key: &str) -> Option<String>
     })
 }
 
-/// Whether a shell expands the first part to a home.
+/// Returns whether a shell expands the first part of the text to a home folder.
 fn is_home(text: &str) -> bool {
     let first = text.split('/').next().unwrap_or("");
     first == "~"
         || (text.contains('/') && first[1..].chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)))
 }
 
-/// The first `$NAME` or `${NAME}`. A name between two `$` does not count, as in `_$folder$` of other programs.
+/// Finds the first `$NAME` or `${NAME}`. A name between two `$` does not count, as in `_$folder$` of other programs.
 fn shell_variable(text: &str) -> Option<&str> {
     text.match_indices('$').find_map(|(at, _)| {
         let rest = &text[at + 1..];
@@ -195,7 +195,7 @@ fn shell_variable(text: &str) -> Option<&str> {
     })
 }
 
-/// The text without any credentials or signature of a URL.
+/// Returns the text without any credentials or signature of a URL.
 pub(super) fn without_credentials(text: &str) -> String {
     let Some(scheme) = text.find("://") else { return text.to_owned() };
     let (head, rest) = text.split_at(scheme + 3);

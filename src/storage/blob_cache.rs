@@ -1,11 +1,11 @@
 //! A cache of an object store's bytes on a local disk, under their digests.
 //!
-//! A file's name is the digest of its contents, so readers can check them, and jobs of several datasets can share a
-//! folder. Contents are written aside and renamed, so a name never belongs to an incomplete file. A job changes the
-//! folder under a lock of the operating system, which a kill releases. It does not wait for the lock for long, since
+//! A file's name is the digest of its contents, so readers can check the contents, and jobs of several datasets can
+//! share a folder. Contents are written aside and renamed, so a name never belongs to an incomplete file. A job changes
+//! the folder under a lock of the operating system, which a kill releases. It waits only briefly for the lock, since
 //! caching is optional.
 //!
-//! Others may write into the folder, too: no link is followed there, and no pipe blocks a reader.
+//! Other users may write into the folder too: the cache follows no link there, and no pipe blocks a reader.
 
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -20,11 +20,11 @@ use rustix::fs::OFlags;
 
 use super::{Digest, StorageError};
 
-/// How long a change waits for another job that is changing the folder.
+/// Longest wait of a change for another job that is changing the folder.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// The pause of all changes after one that failed.
+/// Pause of all changes after one that failed.
 const PAUSE: Duration = Duration::from_secs(30);
-/// An unknown entry that no job has used for this long may be removed.
+/// Age after which an unknown entry that no job has used may be removed.
 const IDLE: Duration = Duration::from_secs(3600);
 /// The lock, and the file that its holder writes.
 const LOCK: &str = "lock";
@@ -62,22 +62,22 @@ impl BlobCache {
         Ok(cache)
     }
 
-    /// The size limit in bytes.
+    /// Returns the size limit in bytes.
     pub fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// The contents under a digest; the caller checks them.
+    /// Returns the contents under a digest; the caller checks them.
     pub fn get(&self, digest: Digest) -> Option<Bytes> {
         let mut file = open_file(&self.path(digest)).ok()?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).ok()?;
-        // Marks it as used; otherwise other jobs may remove it.
+        // Marks the file as used; otherwise other jobs may remove it.
         let _ = file.set_modified(SystemTime::now());
         Some(bytes.into())
     }
 
-    /// A part of the contents under a digest.
+    /// Returns a range of the contents under a digest; the caller checks them.
     pub fn read(&self, digest: Digest, range: Range<u64>) -> Option<Bytes> {
         let file = open_file(&self.path(digest)).ok()?;
         let mut bytes = vec![0; range.end.checked_sub(range.start)? as usize];
@@ -87,11 +87,11 @@ impl BlobCache {
 
     /// Removes damaged contents.
     pub fn remove(&self, digest: Digest) {
-        // If that fails, the next reader finds it damaged again and reads from the store.
+        // If that fails, the next reader finds the damage again and reads from the store.
         let _ = std::fs::remove_file(self.path(digest));
     }
 
-    /// Keeps bytes under their digest, if need be in place of others that are needed later.
+    /// Stores bytes under their digest, if necessary in place of entries that are needed later.
     ///
     /// `next_use` gives the time of the next use, in any unit; `None` for unknown entries, which are removed only if
     /// no job has used them for an hour. `false`: all other entries are needed sooner, or the folder cannot be changed
@@ -129,13 +129,13 @@ impl BlobCache {
             .and_then(|mut file| file.write_all(contents))
             .and_then(|()| std::fs::rename(&unfinished, &path));
         if written.is_err() {
-            // On a full disk it would only take space; the first error counts.
+            // On a full disk the file would only take space; the first error counts.
             let _ = remove_if_there(&unfinished);
         }
         written.map(|()| true)
     }
 
-    /// The lock of the folder, released when the file is dropped.
+    /// Takes the lock of the folder, released when the file is dropped.
     fn lock(&self) -> std::io::Result<File> {
         let file = open_lock(&self.folder.join(LOCK))?;
         let asked = Instant::now();
@@ -150,7 +150,7 @@ impl BlobCache {
         }
     }
 
-    /// Whether `bytes` fit, after removing entries needed later than `own_use`, the latest first.
+    /// Returns whether `bytes` fit, after removing entries needed later than `own_use`, latest first.
     fn make_room(
         &self,
         bytes: u64,
@@ -335,7 +335,7 @@ mod tests {
         assert!(put(&cache, 1, &[]));
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
         assert_eq!(std::fs::read(&victim).expect("there"), b"precious");
-        // A link under a digest's name is nothing, and is replaced.
+        // A link under a digest's name counts as no entry and is replaced.
         cache.remove(digest);
         std::os::unix::fs::symlink(&victim, cache.path(digest)).expect("a link");
         assert_eq!(cache.get(digest), None);
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
     }
 
-    /// Not a test by itself: the body of the child that `a_kill_while_writing_leaves_only_whole_files` kills.
+    /// Body of the child process that `a_kill_while_writing_leaves_only_whole_files` kills; no test by itself.
     #[test]
     #[ignore = "started by another test"]
     fn child_that_writes_until_it_is_killed() {
@@ -363,7 +363,7 @@ mod tests {
         for number in 0_u64.. {
             let contents = number.to_le_bytes().repeat(40_000);
             let digest = Digest::of(&contents);
-            // The newest is needed soonest, so that every write removes an older one.
+            // The newest entry is needed soonest, so every write removes an older one.
             cache.put(digest, &contents, &|other| Some(u64::from(other != digest)));
         }
     }
@@ -405,7 +405,7 @@ mod tests {
             for entry in entries {
                 assert_eq!(Digest::of(&cache.get(entry.digest).expect("readable")), entry.digest);
             }
-            // The dead one's lock is free.
+            // The lock of the killed process is free.
             assert!(put(&cache, round as u8, &[]));
             assert!(!cache.folder.join(UNFINISHED).exists());
         }

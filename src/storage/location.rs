@@ -1,4 +1,4 @@
-//! Names of files and folders, and what can be done there: read, look up, list, publish and delete.
+//! Names of files and folders, and the operations on them: read, look up, list, publish and delete.
 //!
 //! A name is a plain path or a URL; parsing it neither reads nor contacts anything.
 //! [`Upload`] writes a large file as a stream, whole or not at all.
@@ -40,11 +40,11 @@ pub struct Entry {
     pub name: String,
     /// The size in bytes.
     pub bytes: u64,
-    /// From the ETag of an object store; `None` on this machine.
+    /// Stamp from the ETag of an object store; `None` on this machine.
     pub stamp: Option<Stamp>,
 }
 
-/// Tells versions of a file apart that have equal names and sizes: by the ETag in an object store, by the modification
+/// Distinguishes versions of a file with equal names and sizes: by the ETag in an object store, by the modification
 /// time on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp(pub u64);
@@ -55,19 +55,19 @@ impl Stamp {
         Self(u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("eight bytes")))
     }
 
-    /// From a modification time; `None` for the epoch itself, which file systems without times show.
+    /// Returns a stamp of the modification time; `None` for the epoch itself, which file systems without times show.
     pub fn of_time(metadata: &std::fs::Metadata) -> Option<Self> {
         let time = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
         (!time.is_zero()).then_some(Self(time.as_nanos() as u64))
     }
 }
 
-/// What to do if the file exists.
+/// Behaviour of a publish where the file exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishMode {
-    /// Replace it in one step.
+    /// Replace the file in one step.
     Overwrite,
-    /// Keep it and fail with [`StorageError::AlreadyExists`]; of several writers one wins.
+    /// Keep the file and fail with [`StorageError::AlreadyExists`]; of several writers one wins.
     Create,
 }
 
@@ -122,7 +122,7 @@ impl Location {
         path.map_err(|reason| StorageError::BadLocation { text: without_credentials(text), reason })
     }
 
-    /// A location on this machine; a relative path starts at the working directory.
+    /// Returns a location on this machine; a relative path starts at the working directory.
     ///
     /// # Errors
     /// [`StorageError::BadLocation`] if the path cannot be expressed.
@@ -141,7 +141,7 @@ impl Location {
         Ok(Self { key, shown: path.display().to_string(), local: Some(absolute), store: None })
     }
 
-    /// The location of `relative` (with `/` between folders) below this folder.
+    /// Returns the location of `relative` (with `/` between folders) below this folder.
     #[must_use]
     pub fn join(&self, relative: &str) -> Self {
         let mut key = self.key.clone();
@@ -160,7 +160,7 @@ impl Location {
         Self { key, shown, local, store: self.store.clone() }
     }
 
-    /// The location of another file in the same folder; `None` for a bucket itself.
+    /// Returns the location of another file in the same folder; `None` for a bucket itself.
     #[must_use]
     pub fn with_file_name(&self, name: &str) -> Option<Self> {
         let parts: Vec<_> = self.key.parts().collect();
@@ -177,7 +177,7 @@ impl Location {
         })
     }
 
-    /// The folder that holds this file; `None` for a bucket itself.
+    /// Returns the folder that contains this file; `None` for a bucket itself.
     #[must_use]
     pub fn folder(&self) -> Option<Self> {
         let parts: Vec<_> = self.key.parts().collect();
@@ -186,7 +186,7 @@ impl Location {
         let shown = self.shown.trim_end_matches('/');
         let (above, name) = shown.rsplit_once('/').unwrap_or((".", shown));
         let shown = match &local {
-            // What is above `.` and `..` has no name in the text.
+            // The text has no name for the parent of `.` and `..`.
             Some(path) if name == "." || name == ".." => path.display().to_string(),
             _ if above.is_empty() => "/".to_owned(),
             _ => above.to_owned(),
@@ -194,12 +194,12 @@ impl Location {
         Some(Self { key: Path::from_iter(folder.iter().cloned()), shown, local, store: self.store.clone() })
     }
 
-    /// The path on this machine, where the location has one.
+    /// Returns the path on this machine, where the location has one.
     pub fn local_path(&self) -> Option<&LocalPath> {
         self.local.as_deref()
     }
 
-    /// The last part of the name; empty for a bucket.
+    /// Returns the last part of the name; empty for a bucket.
     pub fn file_name(&self) -> &str {
         let local = self.local.as_ref().and_then(|path| path.file_name()?.to_str());
         local.unwrap_or_else(|| self.shown.rsplit('/').find(|part| !part.is_empty()).unwrap_or(""))
@@ -277,7 +277,7 @@ impl Location {
         Ok(None)
     }
 
-    /// The file's size in bytes.
+    /// Looks up the file's size in bytes.
     ///
     /// # Errors
     /// If the file does not exist or the store fails.
@@ -285,7 +285,7 @@ impl Location {
         Ok(self.look_up()?.size)
     }
 
-    /// Tells the file from others of its name and size; `None` where nothing does.
+    /// Looks up the stamp of the file's current version; `None` where the store gives none.
     ///
     /// # Errors
     /// If the file does not exist or the store fails.
@@ -297,7 +297,7 @@ impl Location {
         Ok(self.look_up()?.e_tag.as_deref().map(Stamp::of_etag))
     }
 
-    /// Whether the file exists.
+    /// Looks up whether the file exists.
     ///
     /// # Errors
     /// If the store fails.
@@ -313,7 +313,7 @@ impl Location {
         block_on(self.store().head(&self.key)).map_err(|error| self.failed("look up", error))
     }
 
-    /// Every file below the folder, sorted by name; none where the folder does not exist.
+    /// Lists every file below the folder, sorted by name; none where the folder does not exist.
     ///
     /// # Errors
     /// If the store fails.
@@ -337,7 +337,7 @@ impl Location {
         Ok(entries)
     }
 
-    /// The names of the files in the folder itself.
+    /// Lists the names of the files directly in the folder.
     pub(super) async fn list_names(&self) -> Result<Vec<String>, StorageError> {
         let listed = self.store().list_with_delimiter(Some(&self.key)).await;
         let listed = listed.map_err(|error| self.failed("list", error))?.objects;
@@ -437,17 +437,17 @@ impl Location {
         self.store.clone().map_or_else(store::local, |store| store)
     }
 
-    /// Whether the user asserts that no other process writes to the object store.
+    /// Returns whether the user asserts that no other process writes to the object store.
     pub(super) fn has_single_writer(&self) -> bool {
         self.store.as_ref().is_some_and(|store| store.single_writer)
     }
 
-    /// Whether the store was given up a short time ago.
+    /// Returns whether the store was given up a short time ago.
     pub(super) fn is_gone(&self) -> bool {
         self.store.as_ref().is_some_and(|store| store.health.is_gone())
     }
 
-    /// The error of an operation of the location's store.
+    /// Converts an error of the location's store, for the operation that failed.
     pub(super) fn failed(&self, operation: &'static str, error: object_store::Error) -> StorageError {
         match &self.store {
             Some(store) => StorageError::of_store(operation, self.to_string(), store, error),
@@ -455,7 +455,7 @@ impl Location {
         }
     }
 
-    /// The error of an operation that failed by something else than the location's store.
+    /// Wraps an error from elsewhere than the location's store, for the operation that failed.
     pub(crate) fn failed_by(
         &self,
         operation: &'static str,
@@ -465,7 +465,7 @@ impl Location {
         StorageError::Failed { operation, location, local, source: source.into() }
     }
 
-    /// A location in an object store in memory.
+    /// Returns a location in an object store in memory.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
         Self::on_store(Arc::new(object_store::memory::InMemory::new()), &StorageOptions::default())
@@ -478,14 +478,14 @@ impl Location {
     }
 }
 
-/// Bytes of one part of a multipart upload; S3 allows 10,000 parts, so a file may reach 80 GB.
+/// Size of one part of a multipart upload, in bytes; S3 allows 10,000 parts, so a file may reach 80 GB.
 const PART_BYTES: usize = 8 << 20;
-/// Parts of one file in flight to a store: with [`PART_BYTES`] this bounds the memory of an upload.
+/// Parts of one file in flight to a store; with [`PART_BYTES`] it bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 4;
 /// Parts in flight to a disk: one is written while the next is filled.
 const PARTS_TO_A_DISK: usize = 2;
 
-/// What an upload published.
+/// Size and digest of a published file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
     /// The file's size in bytes.
@@ -494,7 +494,7 @@ pub struct Published {
     pub digest: Digest,
 }
 
-/// A file being written. It appears at its location when [`Upload::finish`] succeeds; an upload that is dropped before
+/// A file being written. It appears at its location when [`Upload::finish`] succeeds; an upload that is dropped earlier
 /// leaves nothing.
 #[derive(Debug)]
 pub struct Upload {
@@ -519,7 +519,7 @@ impl Upload {
         })
     }
 
-    /// Waits until fewer parts than this are in flight.
+    /// Waits until at most `at_most` parts are in flight.
     fn wait_for_parts(&mut self, at_most: usize) -> Result<(), StorageError> {
         let writer = self.writer.as_mut().expect("the writer is taken only by finish and drop");
         block_on(writer.wait_for_capacity(at_most)).map_err(|error| self.location.failed("write", error))
@@ -543,7 +543,7 @@ impl io::Write for Upload {
         let in_flight = if self.location.store.is_some() { PARTS_IN_FLIGHT } else { PARTS_TO_A_DISK };
         self.wait_for_parts(in_flight).map_err(io::Error::other)?;
         let writer = self.writer.as_mut().expect("the writer is taken only by finish and drop");
-        // The rest of a longer buffer waits for room, too.
+        // The rest of a longer buffer also waits for room.
         let buffer = &buffer[..buffer.len().min(PART_BYTES)];
         writer.write(buffer);
         self.hasher.update(buffer);
@@ -701,7 +701,7 @@ mod tests {
     #[test]
     fn an_upload_whose_last_step_fails_leaves_nothing() {
         let (dir, folder) = folder();
-        // A folder that holds something cannot be replaced by the file.
+        // A non-empty folder cannot be replaced by the file.
         std::fs::create_dir_all(dir.path().join("shard/full")).expect("a folder");
         let file = folder.join("shard");
         let mut upload = Upload::start(&file).expect("started");

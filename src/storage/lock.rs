@@ -2,9 +2,9 @@
 //!
 //! On this machine it is the operating system's file lock, which a kill releases. In an object store, and on a file
 //! system without such locks, it is a lease: files that are created and never changed. The creator of the file with the
-//! highest number holds it, and writes signs of life into another file. If none appear for long, one process takes over
-//! by creating the next number. A holder that was overtaken while it paused finds the higher number before it
-//! publishes. The store must offer conditional creates and consistent lists. Under `--single-writer` a store has no
+//! highest number holds the lease, and writes signs of life into another file. If none appear for long, one process
+//! takes over by creating the next number. A holder that was overtaken while it paused finds the higher number before
+//! it publishes. The store must offer conditional creates and consistent lists. Under `--single-writer` a store has no
 //! lock, since it may lack conditional creates.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use super::store::writer_id;
 use super::{Location, PublishMode, StorageError, block_on, handle};
 
-/// How long a holder may take to write its name.
+/// Longest time that a holder takes to write its name.
 const NAMING: Duration = Duration::from_secs(1);
 
 /// A lock that is held; dropping it releases it.
@@ -55,7 +55,7 @@ impl Lock {
         Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?)))
     }
 
-    /// Checks that the lock is still held: call it before a step that two processes must not both take.
+    /// Checks that the lock is still held. Call this before a step that two processes must not both take.
     ///
     /// # Errors
     /// [`StorageError::Locked`] if another process took it over after this one paused; or if the store fails.
@@ -72,7 +72,7 @@ fn host() -> String {
     if name.trim().is_empty() { "an unknown machine".into() } else { name.trim().to_owned() }
 }
 
-/// The operating system's lock of a file; `None` where the file system has none.
+/// Takes the operating system's lock of a file; `None` where the file system has none.
 #[expect(clippy::disallowed_methods, reason = "a lock file holds no result")]
 fn take_file(
     location: &Location,
@@ -88,7 +88,7 @@ fn take_file(
         }
         let mut options = OpenOptions::new();
         let mut file = match options.read(true).write(true).create(true).truncate(false).open(path) {
-            // Its last holder removed the folder just now.
+            // The last holder removed the folder just now.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.map_err(failed)?,
         };
@@ -98,20 +98,20 @@ fn take_file(
                 let mut holder = String::new();
                 file.read_to_string(&mut holder).map_err(failed)?;
                 if holder.is_empty() && asked.elapsed() < NAMING {
-                    // Its holder took it just now.
+                    // The holder took the lock just now.
                     std::thread::sleep(NAMING / 100);
                     continue;
                 }
                 return Err(locked(location, &holder));
             }
             Err(TryLockError::Error(error)) if has_no_locks(&error) => {
-                // Useless, and in the way of removing the folder.
+                // The file is useless here, and blocks the removal of the folder.
                 let _ = std::fs::remove_file(path);
                 return Ok(None);
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        // Its last holder may have removed the file between opening and locking.
+        // The last holder may have removed the file between opening and locking.
         if !is_the_file_at(&file, path).map_err(failed)? {
             continue;
         }
@@ -122,8 +122,8 @@ fn take_file(
     }
 }
 
-/// Whether an error says that the file system has no locks: Lustre mounted without `flock`, some of FUSE, NFS without
-/// its lock manager.
+/// Returns whether an error means that the file system has no locks: Lustre mounted without `flock`, some FUSE file
+/// systems, NFS without its lock manager.
 fn has_no_locks(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let codes = [Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOLCK];
@@ -162,7 +162,7 @@ fn remove_empty_folder_of(path: &Path) {
     }
 }
 
-/// How often the holder shows a sign of life, and after how long without one the lease is free.
+/// Interval between signs of life, and the time without one after which the lease is free.
 #[derive(Clone, Copy)]
 struct Pace {
     beat: Duration,
@@ -188,7 +188,7 @@ struct Term {
     holder: String,
 }
 
-/// The lease's files: terms by number, and signs of life by name.
+/// Files of the lease: terms by number, and signs of life by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Files {
     terms: BTreeMap<u64, String>,
@@ -196,7 +196,7 @@ struct Files {
 }
 
 impl Lease {
-    /// Takes the lease, from a dead holder if need be.
+    /// Takes the lease, if necessary from a dead holder.
     fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Self, StorageError> {
         let term = block_on(Term::take(lock, holder, pace))?;
         let lost = Arc::new(AtomicBool::new(false));
@@ -230,7 +230,7 @@ fn locked(lock: &Location, holder: &str) -> StorageError {
 }
 
 impl Term {
-    /// Takes the lease: the next term, where no process holds the last one.
+    /// Takes the lease by creating the next term, once no process holds the last one.
     async fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Self, StorageError> {
         let folder = lock.folder().ok_or_else(|| locked(lock, "a bucket itself cannot be locked"))?;
         let (lock, holder, writer) = (lock.clone(), holder.to_owned(), String::new());
@@ -294,14 +294,14 @@ impl Term {
         format!("{}\n{}", self.holder, self.writer)
     }
 
-    /// Whether this is the highest term and its file still exists.
+    /// Returns whether this is the highest term and its file still exists.
     async fn is_held(&self) -> Result<bool, StorageError> {
         let files = self.files().await?;
         let highest = files.terms.last_key_value();
         Ok(highest.is_some_and(|(number, text)| *number == self.number && *text == self.text()))
     }
 
-    /// Removes this holder's files, and those of dead holders below.
+    /// Removes this holder's files, and those of dead holders with lower numbers.
     async fn release(&self, lost: bool) -> Result<(), StorageError> {
         self.sign().remove().await?;
         if lost || !self.is_held().await? {
@@ -318,7 +318,7 @@ impl Term {
         Ok(())
     }
 
-    /// Shows signs of life until the lease is lost.
+    /// Writes signs of life until the lease is lost.
     async fn beat(self, pace: Pace, lost: Arc<AtomicBool>) {
         let sign = self.sign();
         for number in 1.. {
@@ -332,7 +332,7 @@ impl Term {
                 Err(error) => Err(error),
             };
             if let Err(error) = shown {
-                // The next one may succeed.
+                // The next sign may succeed.
                 tracing::warn!("{}: cannot write a sign of life: {error}", self.lock);
             }
         }

@@ -28,10 +28,10 @@ pub use store::{RetryLimits, StorageOptions, Traffic};
 use crate::failure::Failure;
 use store::{CONDITIONAL_CREATE, Fault, Store, is_below_a_file};
 
-/// Threads that drive sockets and blocking file calls; the futures themselves wait, they do not compute.
+/// Threads that drive sockets and blocking file calls; the futures wait but do not compute.
 const IO_THREADS: usize = 4;
 
-/// The one tokio runtime, for I/O only: CPU work belongs on rayon or on other threads.
+/// Returns the one tokio runtime, for I/O only: CPU work belongs on rayon or on other threads.
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
@@ -52,7 +52,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
 }
 
-/// A handle for I/O in the background.
+/// Returns a handle that spawns I/O in the background.
 pub fn handle() -> &'static Handle {
     runtime().handle()
 }
@@ -63,7 +63,7 @@ pub fn handle() -> &'static Handle {
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// The digest of some bytes.
+    /// Returns the digest of some bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
@@ -101,15 +101,15 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// An operation at a location failed.
+/// Error from an operation at a location.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The text names no location.
     #[error("invalid location `{text}`: {reason}")]
     BadLocation {
-        /// What the user wrote, without credentials.
+        /// Text that the user wrote, without credentials.
         text: String,
-        /// What is wrong with it.
+        /// Reason why the text is invalid.
         reason: String,
     },
     /// No file or folder has this name.
@@ -117,7 +117,7 @@ pub enum StorageError {
     NotFound {
         /// The file or folder.
         location: String,
-        /// Whether it is a path of this machine.
+        /// Whether the location is a path of this machine.
         local: bool,
     },
     /// A file that was to be created exists.
@@ -131,7 +131,7 @@ pub enum StorageError {
     Locked {
         /// The lock's file.
         location: String,
-        /// How the holder describes itself.
+        /// Name that the holder wrote: process and host.
         holder: String,
     },
     /// The store cannot be used so: by these settings or credentials, or with the keys that it holds.
@@ -151,7 +151,7 @@ pub enum StorageError {
         operation: &'static str,
         /// The file or folder.
         location: String,
-        /// Whether it is a path of this machine.
+        /// Whether the location is a path of this machine.
         local: bool,
         /// The cause.
         #[source]
@@ -160,7 +160,7 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::BadLocation { .. } => Failure::Usage,
@@ -173,12 +173,12 @@ impl StorageError {
         }
     }
 
-    /// Whether no file or folder has the location's name.
+    /// Returns whether no file or folder has the location's name.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// The error of an operation of an object store.
+    /// Converts an error of an object store.
     fn of_store(
         operation: &'static str,
         location: String,
@@ -224,7 +224,7 @@ impl StorageError {
         Self::Refused { location, reason, failure }
     }
 
-    /// The error of an operation of this machine's file system through object_store.
+    /// Converts an error of object_store's local file system.
     fn of_local_store(operation: &'static str, location: String, error: object_store::Error) -> Self {
         match error {
             object_store::Error::NotFound { .. } => Self::NotFound { location, local: true },
@@ -240,7 +240,7 @@ impl StorageError {
     }
 }
 
-/// The settings that give credentials to the store of a location.
+/// Names the settings that give credentials to the store of a location.
 fn credentials(location: &str) -> String {
     match location.split("://").next() {
         Some("gs") => "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account".into(),

@@ -1,4 +1,4 @@
-//! Reads of many ranges: from an open file, while their caller works, or concurrently.
+//! Reads of many ranges: from an open file, in the background, or concurrently.
 
 use std::fs::File;
 use std::io;
@@ -49,7 +49,7 @@ fn failed(location: &Location, error: io::Error) -> StorageError {
     }
 }
 
-/// Cancels the reads that wait with it. All clones share one state.
+/// Cancels the pending reads that wait with it. All clones share one state.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<watch::Sender<bool>>);
 
@@ -60,12 +60,12 @@ impl Default for Cancel {
 }
 
 impl Cancel {
-    /// Makes all reads that wait with this one return at once, now and later.
+    /// Makes all reads that wait with this object return at once, now and later.
     pub fn cancel(&self) {
         self.0.send_replace(true);
     }
 
-    /// Whether [`Cancel::cancel`] was called.
+    /// Returns whether [`Cancel::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
         *self.0.borrow()
     }
@@ -77,7 +77,7 @@ impl Cancel {
     }
 }
 
-/// A range of bytes being read; dropping it gives the read up.
+/// A range of bytes being read; dropping it cancels the read.
 #[derive(Debug)]
 pub struct PendingRead {
     location: Location,
@@ -97,7 +97,7 @@ impl PendingRead {
         Self { location, bytes, task }
     }
 
-    /// Waits for the bytes.
+    /// Waits for the bytes of the range.
     ///
     /// # Errors
     /// As [`Location::read_range`]; also if the file is shorter.
@@ -106,7 +106,7 @@ impl PendingRead {
         self.checked(joined)
     }
 
-    /// Waits for the bytes; `None` once cancelled, at once even where the store hangs.
+    /// Waits for the bytes; returns `None` as soon as `cancel` is set, even where the store hangs.
     ///
     /// # Errors
     /// As [`PendingRead::finish`].
@@ -137,7 +137,7 @@ impl Drop for PendingRead {
     }
 }
 
-/// Reads that [`read_concurrently`] has in flight.
+/// Number of reads that [`read_concurrently`] has in flight.
 const READS_AT_ONCE: usize = 16;
 
 /// Reads several files or ranges of files concurrently; the results keep the order.

@@ -32,26 +32,26 @@ use self::counted::CountedConnector;
 use self::local::Local;
 use self::redacted::{Secrets, is_secret, one_line, variables};
 
-/// The file system of this machine, which needs no retries and has no secrets.
+/// Returns the file system of this machine, which needs no retries and has no secrets.
 pub(super) fn local() -> Arc<dyn ObjectStore> {
     static LOCAL: OnceLock<Arc<Local>> = OnceLock::new();
     Arc::clone(LOCAL.get_or_init(|| Arc::new(Local::new()))) as Arc<dyn ObjectStore>
 }
 
-/// A signed request is repeated as it is; stores refuse a signature older than some minutes.
+/// Lifetime of a signature. A signed request is repeated as it is; stores refuse a signature older than some minutes.
 const SIGNATURE_LIFE: Duration = Duration::from_secs(240);
 
-/// When to give up retrying a request.
+/// Limits after which a request is no longer retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryLimits {
-    /// No attempt begins later than this after the first.
+    /// Time after the first attempt beyond which no other begins.
     pub time: Duration,
-    /// The most attempts after the first.
+    /// Maximum number of attempts after the first.
     pub tries: usize,
 }
 
 impl Default for RetryLimits {
-    /// Outlives an outage of a minute: the defaults of object_store give up after two seconds of 503.
+    /// Outlives an outage of a minute; the defaults of object_store give up after two seconds of 503.
     fn default() -> Self {
         Self { time: Duration::from_secs(180), tries: 100 }
     }
@@ -76,14 +76,14 @@ impl RetryLimits {
 #[derive(Clone, Default)]
 pub struct StorageOptions {
     pairs: Vec<(String, String)>,
-    /// When to give up retrying a request.
+    /// Limits of retries for each request.
     pub retry: RetryLimits,
     /// Asserts that no other process writes, so that a store need not create conditionally.
     pub single_writer: bool,
 }
 
 impl StorageOptions {
-    /// Options from `key=value` pairs, which win over the environment.
+    /// Makes options from `key=value` pairs, which win over the environment.
     pub fn new(pairs: Vec<(String, String)>) -> Self {
         Self { pairs, ..Self::default() }
     }
@@ -92,7 +92,7 @@ impl StorageOptions {
         self.pairs.iter().any(|(_, value)| value.starts_with('@'))
     }
 
-    /// The pairs, each `@FILE` replaced by what the file holds now.
+    /// Returns the pairs, with each `@FILE` replaced by the file's current contents.
     ///
     /// # Errors
     /// If a file cannot be read, or a secret is on the command line.
@@ -121,8 +121,8 @@ fn resolve(key: &str, value: &str) -> Result<String, String> {
     }
 }
 
-/// A stalled answer is given up and asked for again after this long without a byte. A part of an upload has to
-/// be sent within it, too: four parts of 8 MiB need 1.6 MB/s.
+/// Time without a byte after which a stalled answer is given up and requested again. A part of an upload must also be
+/// sent within it: four parts of 8 MiB need 1.6 MB/s.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A bucket of a provider.
@@ -131,12 +131,12 @@ struct Provider {
     recipe: Recipe,
 }
 
-/// A store, with the option values that it was opened with.
+/// A store, with the option values used to open it.
 struct Opened {
     store: Arc<dyn ObjectStore>,
     secrets: Secrets,
     options: Vec<(String, String)>,
-    /// How often it was opened again.
+    /// Number of times that the store was reopened.
     generation: u64,
 }
 
@@ -147,7 +147,7 @@ struct Recipe {
     options: StorageOptions,
 }
 
-/// Why a store cannot be opened.
+/// Reason why a store cannot be opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum OpenError {
     /// An option of the command line is wrong.
@@ -187,13 +187,13 @@ impl Provider {
         Self { opened: RwLock::new(opened), recipe }
     }
 
-    /// The store with the credentials of now, and their generation.
+    /// Returns the store with the current credentials, and their generation.
     fn current(&self) -> (Arc<dyn ObjectStore>, u64) {
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
         (Arc::clone(&opened.store), opened.generation)
     }
 
-    /// After a refusal of a generation's credentials: whether there are now others to try.
+    /// Returns whether there are newer credentials to try, after a refusal of this generation's.
     fn has_new_credentials(&self, generation: u64) -> bool {
         if !self.recipe.options.names_files() {
             return false;
@@ -208,7 +208,7 @@ impl Provider {
                 *opened = again;
                 true
             }
-            // A file that is just being replaced counts as unchanged.
+            // A file that is being replaced at this moment counts as unchanged.
             Ok(_) | Err(_) => false,
         }
     }
@@ -233,7 +233,7 @@ impl Recipe {
     }
 }
 
-/// The store of a bucket, with the environment's settings and then those of `options`.
+/// Opens the store of a bucket, with the environment's settings overridden by `options`.
 fn open_store(
     scheme: &str,
     bucket: &str,
@@ -245,7 +245,7 @@ fn open_store(
     macro_rules! configured {
         ($prefix:expr, $builder:expr) => {{
             let mut builder = $builder.with_client_options(client).with_retry(retry.config());
-            // Once more: setting the client's options has dropped those of the environment.
+            // Set again, since the client's options above have dropped those of the environment.
             for (key, value) in variables().filter(|(key, _)| key.starts_with($prefix)) {
                 if let Ok(known) = key.to_lowercase().parse() {
                     builder = builder.with_config(known, value);
@@ -287,21 +287,21 @@ fn open_store(
     }
 }
 
-/// A fault that no retry cures: of the settings, or of what the store holds.
+/// A fault that no retry fixes, in the settings or in the store's contents.
 pub(crate) enum Fault {
-    /// What to set.
+    /// Advice on the setting to change.
     Setting(&'static str),
     NoBucket,
     NoCredentials,
     Denied,
-    /// Credentials that were valid for a time.
+    /// The credentials have expired.
     Expired,
-    /// A key without a name here, and why.
+    /// An unsupported key, with the reason.
     Key(String),
 }
 
 impl Fault {
-    /// The fault behind an error of a store.
+    /// Classifies an error of a store; `None` where it is none of these faults.
     ///
     /// # Source
     /// The error codes of S3, of Azure Blob Storage and of Cloud Storage; the texts of object_store and reqwest.
@@ -340,13 +340,13 @@ impl Fault {
         (denied || says(&["InvalidToken", "InvalidAccessKeyId"])).then_some(Self::Denied)
     }
 
-    /// Whether other credentials may help.
+    /// Returns whether other credentials may fix the fault.
     fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied | Self::Expired)
     }
 }
 
-/// Why a key of a store has no name here, with control characters escaped.
+/// Describes the unsupported key, with control characters escaped.
 fn unsupported_key(error: &PathError) -> String {
     let (path, reason) = match error {
         PathError::EmptySegment { path } => (path, "empty segment (`//`)"),
@@ -359,47 +359,47 @@ fn unsupported_key(error: &PathError) -> String {
     format!("unsupported key `{}`: {reason}", path.escape_debug())
 }
 
-/// Whether the request or its answer was lost on the way, as opposed to being refused.
+/// Returns whether the request or its answer was lost in transit, as opposed to being refused.
 fn is_lost(error: &Error) -> bool {
     let error: Option<&(dyn StdError + 'static)> = matches!(error, Error::Generic { .. }).then_some(error);
-    // A request that cannot be built, as with http:// where it is not allowed, was not lost.
+    // A request that cannot be built, such as http:// where it is not allowed, was not lost.
     std::iter::successors(error, |&error| error.source())
         .find(|error| error.is::<HttpError>())
         .is_some_and(|error| !error.to_string().contains("builder error"))
 }
 
-/// Whether the store is not at work: the request was lost, or each answer was 5xx or 429 until the crate gave up.
+/// Returns whether the store is down: the request was lost, or every answer was 5xx or 429 until the crate gave up.
 fn is_outage(error: &Error) -> bool {
-    // The crate hides the status. 501 says that the store lacks the operation.
+    // The crate hides the status. 501 means that the store lacks the operation.
     let says = |text: &str, status: &str| text.contains(&format!("non-2xx status code: {status}"));
     let is_refused = |text: &str| (says(text, "5") && !says(text, "501")) || says(text, "429");
     is_lost(error) || (matches!(error, Error::Generic { .. }) && is_refused(&one_line(error)))
 }
 
-/// Whether an answer 400 refused a request, as S3 refuses a token that has expired.
+/// Returns whether the answer was a bare 400, as from S3 for an expired token.
 fn is_bare_refusal(error: &Error) -> bool {
     matches!(error, Error::Generic { .. }) && error.to_string().contains("400 Bad Request")
 }
 
-/// The errors of the operating system among the causes of an error.
+/// Returns the operating system's errors among the causes of an error.
 fn io_causes(error: &Error) -> impl Iterator<Item = &io::Error> {
     let causes = std::iter::successors(Some(error as &(dyn StdError + 'static)), |&error| error.source());
     causes.filter_map(|cause| cause.downcast_ref::<io::Error>())
 }
 
-/// Whether an error of the file system means that a path continues below a file.
+/// Returns whether an error of the file system means that a path continues below a file.
 pub(crate) fn is_below_a_file(error: &Error) -> bool {
     io_causes(error).any(|io| io.kind() == io::ErrorKind::NotADirectory)
 }
 
-/// A store that was given up may be back after this time, for a job that continued without it.
+/// Time after which a store that was given up may be back, for a job that continued without it.
 const GONE: Duration = Duration::from_secs(60);
 
 /// The record of one store.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     worked: Mutex<BTreeSet<&'static str>>,
-    /// When an operation was given up; `None` once the store has answered again.
+    /// Time at which an operation was given up; `None` once the store has answered again.
     given_up: Mutex<Option<Instant>>,
 }
 
@@ -408,19 +408,19 @@ impl Health {
         self.worked.lock().unwrap_or_else(PoisonError::into_inner).insert(operation);
     }
 
-    /// Whether an operation, or any for `None`, has succeeded.
+    /// Returns whether an operation has succeeded; for `None`, whether any has.
     pub(crate) fn has_worked(&self, operation: Option<&'static str>) -> bool {
         let worked = self.worked.lock().unwrap_or_else(PoisonError::into_inner);
         operation.map_or(!worked.is_empty(), |operation| worked.contains(operation))
     }
 
-    /// Records that the store answers, or that it was given up.
+    /// Records whether the store answers or was given up.
     fn note_answers(&self, answers: bool) {
         let given_up = (!answers).then(Instant::now);
         *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
     }
 
-    /// Whether the store was given up a short time ago.
+    /// Returns whether the store was given up a short time ago.
     pub(crate) fn is_gone(&self) -> bool {
         let given_up = *self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
         given_up.is_some_and(|at| at.elapsed() < GONE)

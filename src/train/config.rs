@@ -14,9 +14,9 @@ use crate::run_config::{ObjectiveKind, Precision, RecipeKind, ShuffleKind, Train
 use crate::storage::{BlobCache, Location};
 
 impl TrainConfig {
-    /// The settings of the encoder.
+    /// Returns the encoder's configuration.
     pub fn encoder(&self) -> EncoderConfig {
-        // As the reference does: 256 for 224, and no margin for small images.
+        // As in the reference: 256 for 224, and no margin for small images.
         let evaluation_resize = match self.recipe {
             RecipeKind::Imagenet => self.image_size * 256 / 224,
             RecipeKind::Cifar => self.image_size,
@@ -30,7 +30,7 @@ impl TrainConfig {
         }
     }
 
-    /// A split of the dataset, or a uniform sample of `limit` of its rows, read through the run's cache if it has one.
+    /// Opens a split of the dataset, or a uniform sample of `limit` of its rows, through the run's cache if set.
     ///
     /// # Errors
     /// If there is no such split, or the split or the cache cannot be read.
@@ -49,7 +49,7 @@ impl TrainConfig {
         open_split_cached(dataset, manifest, split, limit, Some(cache))
     }
 
-    /// The loader's options, for an epoch from its start.
+    /// Returns the loader's options for a whole epoch.
     pub fn loader(&self) -> LoaderOptions {
         let shuffle = match self.shuffle {
             ShuffleKind::Exact => Shuffle::Exact,
@@ -71,7 +71,7 @@ impl TrainConfig {
         }
     }
 
-    /// The split that a run trains on.
+    /// Opens the split that a run trains on.
     pub(super) fn training_source(
         &self,
         dataset: &Location,
@@ -81,7 +81,7 @@ impl TrainConfig {
         self.source(dataset, manifest, &self.split, limit)
     }
 
-    /// A loader of all that a run still needs; of each global batch a share.
+    /// Starts a loader of this rank's share of all remaining batches.
     pub(super) fn start_loader(
         &self,
         source: &Arc<dyn Source>,
@@ -99,9 +99,9 @@ impl TrainConfig {
         Loader::start(Arc::clone(source), recipe, options)
     }
 
-    /// Sets libtorch's switches for f32 products.
+    /// Configures libtorch's rounding of f32 products.
     pub(super) fn set_precision(&self, device: tch::Device) {
-        // In a 16-bit run the objective's products, which are f32, need be no more exact than the features.
+        // In a 16-bit run the objective's f32 products need not be more exact than the features.
         let tf32 = self.precision != Precision::F32;
         if let Err(reason) = allow_tf32(tf32) {
             tracing::warn!("{reason}");
@@ -111,7 +111,7 @@ impl TrainConfig {
         }
     }
 
-    /// Warns of options that do little good with this many instances.
+    /// Warns of options that have little effect with this many instances.
     pub(super) fn advise(&self, instances: usize) {
         if self.objective != ObjectiveKind::Softmax && self.negatives >= instances {
             tracing::warn!(
@@ -130,10 +130,10 @@ impl TrainConfig {
         }
     }
 
-    /// Whether there are labels for a probe.
+    /// Checks that a probe, if enabled, has labels.
     ///
     /// # Errors
-    /// If it is asked for, and there are none.
+    /// If it has none.
     pub fn check_labels(&self, labelled: u64, dataset: &Location) -> Result<(), TrainError> {
         if !self.probe || labelled > 0 {
             return Ok(());
@@ -147,7 +147,7 @@ impl TrainConfig {
         Err(TrainError::Config { reason })
     }
 
-    /// Whether CUDA graphs fit the other options.
+    /// Checks that `cuda_graphs` fits the other options.
     pub(super) fn check_graphs(&self, is_alone: bool, device: tch::Device) -> Result<(), TrainError> {
         let others = [
             (!is_alone, "ranks (--rank, torchrun, srun)"),
@@ -163,7 +163,7 @@ impl TrainConfig {
         Err(TrainError::Config { reason: format!("--cuda-graphs does not work with {other}; leave one out") })
     }
 
-    /// Whether there are enough images for this many ranks.
+    /// Checks that there are enough images for this many ranks.
     pub(super) fn check_size(&self, instances: usize, ranks: usize) -> Result<(), TrainError> {
         let part = self.batch_size / self.accumulate;
         if ranks > 1 && (instances < ranks || part < 2 * ranks) {

@@ -1,4 +1,4 @@
-//! Why a training run ends early.
+//! Errors of training runs.
 
 use crate::checkpoint::CheckpointError;
 use crate::dataset::DatasetError;
@@ -10,133 +10,133 @@ use crate::model::{DeviceError, WeightsError};
 use crate::run_config::{Architecture, Difference, InvalidConfig};
 use crate::storage::{Location, StorageError};
 
-/// A training run cannot start or go on.
+/// Error that keeps a training run from starting or continuing.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The configuration makes no sense, for itself or for the dataset.
+    /// The configuration contradicts itself or does not fit the dataset.
     #[error("{reason}")]
     Config {
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
     },
-    /// The run was begun with another configuration.
+    /// The run was started with another configuration.
     #[error("the run of {checkpoint} was begun with another configuration and cannot go on: {}; give it \
              those values, or another --run", shown(.differences))]
     OtherConfig {
-        /// The checkpoint from which it would go on.
+        /// Checkpoint to resume from.
         checkpoint: String,
-        /// Every key that differs.
+        /// All keys that differ.
         differences: Vec<Difference>,
     },
-    /// The run was begun on another dataset.
+    /// The run was started on another dataset.
     #[error(
         "the checkpoint {checkpoint} is of the dataset {before:.12}…, not of --dataset {dataset} \
          ({now:.12}…); give that one, or another --run"
     )]
     OtherDataset {
-        /// The checkpoint's folder.
+        /// Folder of the checkpoint.
         checkpoint: String,
-        /// The digest it names.
+        /// Dataset digest in the checkpoint.
         before: String,
-        /// The dataset given.
+        /// Location of the given dataset.
         dataset: String,
-        /// Its digest.
+        /// Digest of that dataset.
         now: String,
     },
-    /// A quantity is not a finite number any more.
+    /// A quantity is no longer finite.
     #[error("step {step}: the {quantity} is {value}; the last checkpoint remains (ids: {ids:?})")]
     NotFinite {
-        /// The step, counted from 0.
+        /// Step, counted from 0.
         step: u64,
-        /// What it is that is not finite.
+        /// Name of the quantity.
         quantity: &'static str,
-        /// Its value.
+        /// Value of the quantity.
         value: f64,
-        /// The instances whose features are not finite, else those of the batch.
+        /// Instances whose features are not finite, or else all of this process's batch.
         ids: Vec<u32>,
     },
-    /// The weights are not finite: no checkpoint is made of them.
+    /// The weights are not finite, so no checkpoint is written.
     #[error("step {step}: {name} is not finite; the checkpoint before it remains")]
     Poisoned {
         /// Steps done.
         step: u64,
-        /// The weight or buffer.
+        /// Name of the weight or buffer.
         name: String,
     },
-    /// The features of the encoder with which a run begins are not finite.
+    /// The initial encoder's features are not finite.
     #[error("the features of {whose} are not finite in {precision}; {advice}")]
     NotEncoded {
-        /// Which encoder.
+        /// Description of the encoder.
         whose: String,
-        /// What helps.
+        /// Advice for the user.
         advice: &'static str,
-        /// In which the network computes.
+        /// Precision in which the network computes.
         precision: &'static str,
     },
-    /// A run that goes on is to end before the place where it is.
+    /// Fewer epochs are requested than an unfinished run has done.
     #[error(
         "{run}: {done} epochs are done and the run is not finished; `--epochs {asked}` is fewer, and more go on"
     )]
     FewerEpochs {
-        /// The run's folder.
+        /// Folder of the run.
         run: String,
-        /// Epochs that are done.
+        /// Epochs done.
         done: u64,
-        /// Epochs asked for.
+        /// Epochs requested.
         asked: u64,
     },
-    /// Stopped by a signal, with everything saved.
+    /// A signal stopped the run; everything is saved.
     #[error("{}", stopped(*step))]
     Stopped {
         /// Steps done.
         step: u64,
     },
-    /// Another rank could not do its part; it ends with its own error.
+    /// Another rank failed and ends with its own error.
     #[error("rank {rank}: {reason}")]
     OtherRank {
-        /// The rank.
+        /// Number of the rank.
         rank: usize,
-        /// What it said.
+        /// Error text of that rank.
         reason: String,
-        /// The kind of its failure.
+        /// Kind of its failure.
         failure: Failure,
     },
-    /// The operating system gives no thread to write checkpoints with.
+    /// The operating system could not start the thread that writes checkpoints.
     #[error("no thread can be started")]
     Threads(#[source] std::io::Error),
-    /// The file of weights to begin with cannot be used.
+    /// The file of initial weights is not usable.
     #[error("--init {file}: {reason}")]
     Init {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// Why.
+        /// Reason, for people.
         reason: String,
-        /// The cause.
+        /// Underlying error.
         #[source]
         source: WeightsError,
     },
-    /// The dataset.
+    /// The dataset is invalid or unreadable.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// The loader.
+    /// The loader failed.
     #[error(transparent)]
     Loader(#[from] LoaderError),
-    /// A checkpoint.
+    /// A checkpoint is invalid or unreadable.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The bank's file.
+    /// The bank's file is invalid.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The weights' file.
+    /// The weights' file is invalid.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The device.
+    /// The device is not available.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The other processes of the run.
+    /// Another process failed or is lost.
     #[error(transparent)]
     Distributed(#[from] DistributedError),
 }
@@ -151,7 +151,7 @@ impl From<InvalidConfig> for TrainError {
     }
 }
 
-/// What a run that is stopped says.
+/// Returns the message of a run that was stopped by a signal.
 fn stopped(step: u64) -> String {
     match step {
         0 => "stopped by a signal before the first step; the same command begins again".into(),
@@ -160,7 +160,7 @@ fn stopped(step: u64) -> String {
 }
 
 impl TrainError {
-    /// The error of an encoder that begins with the weights of `init`, or untrained.
+    /// Returns the error of an untrained encoder, or of one with the weights of `init`.
     pub(super) fn not_encoded(init: &str, precision: &'static str) -> Self {
         let (whose, advice) = match init {
             "" => ("the untrained encoder".to_owned(), "give --bank-init uniform, or another --precision"),
@@ -169,7 +169,7 @@ impl TrainError {
         Self::NotEncoded { whose, precision, advice }
     }
 
-    /// The error of weights to begin with, which the network of this name cannot use.
+    /// Returns the error of initial weights that do not fit the network `arch`.
     pub(super) fn of_init(file: &Location, arch: Architecture, source: WeightsError) -> Self {
         let reason = if source.is_of_another_model() {
             format!("not weights of {} (`--arch`), with torchvision's names", <&str>::from(arch))
@@ -179,7 +179,7 @@ impl TrainError {
         Self::Init { file: file.to_string(), reason, source }
     }
 
-    /// The kind of failure, for the exit code.
+    /// Returns the kind of failure, which selects the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Config { .. } | Self::OtherConfig { .. } | Self::FewerEpochs { .. } => Failure::Config,

@@ -1,4 +1,4 @@
-//! What a run needs, before it is begun.
+//! Resources that a run needs, computed before it starts.
 
 use serde::Serialize;
 
@@ -8,48 +8,48 @@ use crate::run_config::{BankDtype, BankInit, OptimizerKind, Precision, TrainConf
 
 /// Bytes of a number in f32.
 const F32: u64 = 4;
-/// Bytes of a row of the bank beside its numbers: its id, label and step, as they are in memory and in a checkpoint.
+/// Bytes of a bank row besides its vector: id, label and step, in memory and in a checkpoint.
 const BYTES_BESIDE_A_ROW: u64 = 4 + 2 + 8;
-/// The loader's memory where no limit is given.
+/// Memory of the loader where no limit is given.
 const LOADER_BYTES: u64 = 4 << 30;
 
-/// What a process of a run needs, in bytes. Computed, not measured: libraries' own working memory, such as that of
-/// convolutions, comes on top.
+/// Resources of one process of a run. Bytes are computed, not measured: working memory of libraries, such as
+/// that of convolutions, comes on top.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
-    /// Trainable numbers in the encoder.
+    /// Trainable parameters of the encoder.
     pub parameters: u64,
     /// Epochs of the whole run.
     pub epochs: u64,
-    /// Its steps.
+    /// Steps of the whole run.
     pub steps: u64,
-    /// Those that an earlier call has done.
+    /// Steps that earlier calls have done.
     pub done_steps: u64,
-    /// Images that pass forward before the first step, to fill the bank.
+    /// Images encoded before the first step, to fill the bank.
     pub encoded_images: u64,
-    /// On the device: weights, their gradients and what the optimiser keeps for them.
+    /// Device memory of weights, gradients and the optimiser's buffers.
     pub weights_bytes: u64,
-    /// On the device: what is kept of a part of a batch between forward and backward pass.
+    /// Device memory of activations kept between the forward and backward pass of a micro-batch.
     pub activation_bytes: u64,
-    /// On the device: the process's rows of the bank.
+    /// Device memory of this process's bank rows.
     pub bank_bytes: u64,
-    /// On the device: the probe's weights, their gradient and momentum; 0 without one.
+    /// Device memory of the probe's weights, gradient and momentum; 0 without a probe.
     pub probe_bytes: u64,
-    /// The sum of these.
+    /// Sum of the device memory.
     pub device_bytes: u64,
-    /// In the host's memory: the loader at most, and ids, labels and steps of all rows.
+    /// Host memory: the loader's limit, and ids, labels and steps of all rows.
     pub host_bytes: u64,
-    /// On disk: a checkpoint of the whole run.
+    /// Size of a checkpoint on disk.
     pub checkpoint_bytes: u64,
-    /// The number of checkpoints kept at the end: the initial one and the newest; 0 where all are.
+    /// Checkpoints kept at the end, the initial one included; 0 if all are kept.
     pub checkpoints: u64,
-    /// How long a step takes, where it was measured.
+    /// Measured time of a step.
     pub time: Option<StepTime>,
 }
 
 impl Estimate {
-    /// Of a run on `instances` instances of `classes` classes in `ranks` processes, of which `done` steps are
-    /// done if it has begun. The network is built on the CPU to count.
+    /// Estimates a run on `instances` instances of `classes` classes in `ranks` processes, of which `done`
+    /// steps are done if it has started. Builds the network on the CPU to count its parameters.
     pub fn of(
         config: &TrainConfig,
         instances: usize,
@@ -68,11 +68,11 @@ impl Estimate {
         let weights_bytes = parameters * F32 * (2 + buffers);
         let activation_bytes = encoder.activations() * activation * part;
         let bank_bytes = rows.div_ceil(ranks as u64) * row;
-        // For each class a weight of each number, and a bias.
+        // Each class has one weight per feature, and a bias.
         let probe = if config.probe { classes as u64 * (encoder.pooled_width() as u64 + 1) } else { 0 };
         let probe_bytes = probe * F32 * 3;
         let loader = if config.memory_limit.0 == 0 { LOADER_BYTES } else { config.memory_limit.0 };
-        // A run that has begun has filled its bank.
+        // A resumed run has filled its bank.
         let fills_bank = config.bank_init == BankInit::Encode && done.is_none();
         Self {
             parameters,
@@ -94,12 +94,12 @@ impl Estimate {
         }
     }
 
-    /// The steps that are still to be done.
+    /// Returns the number of remaining steps.
     pub fn left_steps(&self) -> u64 {
         self.steps.saturating_sub(self.done_steps)
     }
 
-    /// The same for people, a line each, but for the time.
+    /// Returns the estimate as lines of text, without the time.
     pub fn lines(&self) -> Vec<String> {
         let size = |bytes: u64| {
             let gib = bytes as f64 / f64::from(1 << 30);
@@ -187,7 +187,7 @@ mod tests {
         let begun = of(Some(5));
         assert_eq!((begun.steps, begun.left_steps(), begun.encoded_images), (12, 7, 0));
         assert!(begun.lines()[0].ends_with("12 steps: 5 are done, 7 are left"), "{:?}", begun.lines());
-        // A run may have done more than is asked for.
+        // A run may have done more steps than are requested.
         assert_eq!(of(Some(20)).left_steps(), 0);
     }
 

@@ -1,8 +1,7 @@
-//! Fine-tuning: an encoder goes on to learn from few labels, with a classifier in place of its projection.
+//! Fine-tuning: trains an encoder on few labels, with a classifier in place of its projection.
 //!
-//! The run is one like that of [`train`](super::train): the same loader, optimisers, schedules, checkpoints and
-//! metrics, and the same command goes on where it was. Only the loss differs, which is the cross entropy of the
-//! labels, and there is no bank.
+//! A fine-tuning run works like [`train`](super::train): same loader, optimisers, schedules, checkpoints and metrics,
+//! and the same command resumes it. Only the loss differs, the cross entropy of the labels, and there is no bank.
 //!
 //! # Source
 //! Paper, section 4.3 (semi-supervised learning): 70 epochs, learning rate 0.01, a tenth of it after every 30.
@@ -31,49 +30,49 @@ use crate::run_config::{BankInit, Difference, LrSchedule, PartitionChoice, Preci
 use crate::storage::{Digest, Location};
 use crate::units::Fraction;
 
-/// The file in the run's folder that names the labels which were seen.
+/// File in the run's folder with the instances whose labels are used.
 const LABELS_FILE: &str = "labels.parquet";
-/// The key of the labels in the `config` of state.json.
+/// Key of the label options in the `config` of state.json.
 const LABELS: &str = "finetune";
-/// How many ids of a batch an error names.
+/// Number of a batch's ids that an error names.
 const IDS_IN_ERROR: usize = 8;
-/// A label that counts for nothing, as PyTorch has it.
+/// Target of images without a label; PyTorch's `ignore_index`.
 const NO_LABEL: i64 = -100;
 
-/// What to fine-tune, on what, and how.
+/// Fine-tuning job: model, data and options.
 #[derive(Clone, Debug)]
 pub struct FinetuneJob {
-    /// The dataset, the run and the configuration. Of the latter, what concerns objective and bank has no meaning;
-    /// the embedding's length becomes the number of classes.
+    /// Dataset, run and configuration. Options of objective and bank have no effect, and the embedding's
+    /// length becomes the number of classes.
     pub train: TrainJob,
-    /// The checkpoint with whose weights it begins.
+    /// Checkpoint with the initial weights.
     pub from: Location,
-    /// Which labels, and whether the weights count.
+    /// Selection of labels and initial weights.
     pub labels: LabelOptions,
 }
 
-/// Which labels are seen.
+/// Selection of labels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LabelOptions {
-    /// Their share, the same number for each class.
+    /// Fraction of labels used, with equal counts for each class.
     pub fraction: Fraction,
-    /// The seed by which they are chosen.
+    /// Seed of the selection.
     pub seed: u64,
-    /// Begin with random weights instead: what the labels teach by themselves.
+    /// Start from random weights, as a baseline of what the labels alone teach.
     pub from_scratch: bool,
 }
 
-/// What a checkpoint of a fine-tuning says of its labels.
+/// Record of the labels in a checkpoint of a fine-tuning run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct LabelRecord {
     options: LabelOptions,
-    /// Which these are.
+    /// Identity of the selected labels.
     subset: SubsetRecord,
-    /// The weights with which it began; none for random ones.
+    /// Digest of the initial weights; `None` for random ones.
     weights: Option<Digest>,
 }
 
-/// The paper's schedule; the rest is that of the run whose encoder is fine-tuned.
+/// Returns the paper's schedule, with all other options of the pretraining run.
 pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
     TrainConfig {
         split: of_run.split.clone(),
@@ -85,7 +84,7 @@ pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
         lr_schedule: LrSchedule::Step,
         lr_milestones: vec![30, 60],
         lr_decay: 0.1,
-        // Without effect, and as they were when the first fine-tunings were begun.
+        // These have no effect, and keep the values of the first fine-tuning runs.
         partition: PartitionChoice::Fixed,
         bank_init: BankInit::Uniform,
         ..TrainConfig::default()
@@ -101,7 +100,7 @@ pub fn finetune(job: &FinetuneJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Re
 }
 
 impl Opened<Tuner> {
-    /// Brings the processes together, and each to where the newest checkpoint is, or to the start.
+    /// Connects the processes, and loads the newest checkpoint or the initial weights.
     fn of_labels(job: &FinetuneJob, stop: &StopFlag) -> Result<Self, TrainError> {
         let run = &job.train.run;
         let Labelled { config, source, data, from, labels } = job.train.told(Labelled::open(job), stop)?;
@@ -119,7 +118,7 @@ impl Opened<Tuner> {
     }
 }
 
-/// What a process knows of a fine-tuning before it joins the others.
+/// State of a fine-tuning process before it joins the others.
 struct Labelled {
     config: TrainConfig,
     source: Arc<dyn Source>,
@@ -129,7 +128,7 @@ struct Labelled {
 }
 
 impl Labelled {
-    /// Opens what is trained on, and checks that the configuration fits it.
+    /// Opens the training data, and checks that the configuration fits it.
     fn open(job: &FinetuneJob) -> Result<Self, TrainError> {
         let manifest = Manifest::read(&job.train.dataset)?;
         if manifest.classes.is_empty() {
@@ -165,7 +164,7 @@ impl Labelled {
     }
 }
 
-/// Brings a new run to where its first step begins.
+/// Initialises a new run.
 fn begin(
     job: &FinetuneJob,
     tuner: &mut Tuner,
@@ -181,13 +180,13 @@ fn begin(
     Ok(())
 }
 
-/// The state of a fine-tuning.
+/// State of a fine-tuning run.
 #[derive(Debug)]
 struct Tuner {
     config: TrainConfig,
-    /// The processes of the run; encoder and optimiser are the same in all.
+    /// Processes of the run; all have the same encoder and optimiser.
     group: Rc<ProcessGroup>,
-    /// What went wrong while batch norm summed over the processes.
+    /// First error of distributed batch norm, as forward passes return no error.
     failed: Rc<RefCell<Option<DistributedError>>>,
     reducer: GradientReducer,
     encoder: Encoder,
@@ -198,7 +197,7 @@ struct Tuner {
 }
 
 impl Tuner {
-    /// The state before the first step, with random weights.
+    /// Creates the state before the first step, with random weights.
     fn over(
         group: Rc<ProcessGroup>,
         config: TrainConfig,
@@ -216,9 +215,9 @@ impl Tuner {
         Ok(Self { config, group, failed, reducer, encoder, optimizer, cursor, labels, instances })
     }
 
-    /// Takes the backbone's weights from a model whose last layer was something else.
+    /// Loads the backbone's weights from a model with any last layer.
     fn begin_with(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
-        // Also where the embedding happens to be as long as there are classes.
+        // Keeps the random classifier even where the file's last layer happens to have its shape.
         let projection = self.encoder.weights();
         let whole = self.encoder.load_backbone(weights)?;
         if whole {
@@ -227,15 +226,15 @@ impl Tuner {
         Ok(())
     }
 
-    /// Steps of an epoch.
+    /// Returns the number of steps in an epoch.
     fn steps_per_epoch(&self) -> u64 {
         self.config.loader().steps(self.instances)
     }
 
-    /// Puts the state of a checkpoint, whose folder has no bank, in place.
+    /// Loads the state of a checkpoint, which has no bank.
     ///
     /// # Errors
-    /// If the checkpoint is of other data, labels or configuration, or damaged.
+    /// If the checkpoint has other data, labels or configuration, or is damaged.
     fn restore(&mut self, from: &Checkpoint, data: &DataIdentity) -> Result<(), TrainError> {
         let labels = json!(self.labels);
         let state = compatible_state(from, &self.config, data, |state| {
@@ -299,7 +298,7 @@ impl Learner for Tuner {
             self.reducer.backward(&loss, number == last)?;
             losses.push(loss.detach());
         }
-        // The reducer gives the mean over ranks; the loss is a sum over them.
+        // The reducer averages over ranks, while the loss is a sum over them.
         let ranks = self.group.world() as f64;
         let norm = self.optimizer.gradient_norm();
         let mut sums = vec![Tensor::stack(&losses, 0).sum(Kind::Double)];

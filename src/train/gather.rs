@@ -1,4 +1,4 @@
-//! A step's batch over all ranks: which images each has, and the features it made of them.
+//! Global batches over all ranks: their images, and gathering the features.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::model::{Encoder, OverRanks};
 use crate::objective::Negatives;
 use crate::run_config::{OnCorrupt, TrainConfig};
 
-/// Of each flag, whether it is set in any process.
+/// Returns for each flag whether any process has set it.
 pub(super) fn any<const N: usize>(
     group: &ProcessGroup,
     here: [bool; N],
@@ -26,7 +26,7 @@ pub(super) fn any<const N: usize>(
     Ok(std::array::from_fn(|index| flags.int64_value(&[index as i64]) == 1))
 }
 
-/// What a process asks of all: whether they are to stop, and to save a checkpoint.
+/// Requests of a process to all: stop, and save a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Requests {
     pub stop: bool,
@@ -34,24 +34,24 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// What any of the processes asks.
+    /// Returns the requests of any process.
     pub(super) fn of_any(self, group: &ProcessGroup) -> Result<Self, DistributedError> {
         let [stop, save] = any(group, [self.stop, self.save])?;
         Ok(Self { stop, save })
     }
 
-    /// As numbers, which the processes add up with others.
+    /// Returns the requests as numbers, which processes add up together with others.
     pub(super) fn numbers(self) -> [f64; 2] {
         [self.stop, self.save].map(|asked| f64::from(u8::from(asked)))
     }
 
-    /// From the sums of all processes' numbers.
+    /// Reads the requests from the sums over all processes.
     pub(super) fn from_sums(stop: f64, save: f64) -> Self {
         Self { stop: stop > 0.0, save: save > 0.0 }
     }
 }
 
-/// The global batch without the images that a loader left out.
+/// Returns the global batch without corrupt images that a loader left out.
 pub(super) fn present(
     group: &ProcessGroup,
     batch: &Batch,
@@ -72,8 +72,8 @@ pub(super) fn present(
     Ok(Arc::new(global.kept(&is_there)))
 }
 
-/// Lets batch norm compute over the processes, where the configuration says so. What goes wrong meanwhile is
-/// in the result: passes through the network return no error.
+/// Makes batch norm compute over all processes, if configured. Errors are kept in the returned cell, as
+/// passes through the network cannot return them.
 pub(super) fn share_statistics(
     encoder: &mut Encoder,
     group: &Rc<ProcessGroup>,
@@ -86,14 +86,14 @@ pub(super) fn share_statistics(
     failed
 }
 
-/// The processes of a run, to batch norm.
+/// Processes of a run, as batch norm uses them.
 struct Ranks {
     group: Rc<ProcessGroup>,
     failed: Rc<RefCell<Option<DistributedError>>>,
 }
 
 impl Ranks {
-    /// What was computed, or else the input, and the first error is kept.
+    /// Returns the computed tensor, or the input after an error; keeps the first error.
     fn or_keep(&self, computed: Result<Tensor, DistributedError>, input: &Tensor) -> Tensor {
         computed.unwrap_or_else(|error| {
             self.failed.borrow_mut().get_or_insert(error);
@@ -117,23 +117,23 @@ impl OverRanks for Ranks {
     }
 }
 
-/// A micro-batch over all ranks: the order of the ranks' features.
+/// Micro-batch over all ranks, with the order of the gathered features.
 #[derive(Debug)]
 pub(super) struct MicroBatch {
-    /// `[queries]`, rank after rank.
+    /// `[queries]`, ordered by rank.
     pub positions: Vec<BankRow>,
-    /// `[queries]`: their numbers within the global batch.
+    /// `[queries]`: indices within the global batch.
     numbers: Vec<usize>,
-    /// Which of them are made here.
+    /// Range of this rank's queries.
     pub own: Range<usize>,
-    /// The most that a rank has.
+    /// Largest number of queries of a rank.
     longest: usize,
-    /// Where the queries are among the ranks' rows, each rank having as many as the longest; nothing where all have.
+    /// Row of each query in the gathered, padded features; empty where all ranks have equally many queries.
     order: Vec<i64>,
 }
 
 impl MicroBatch {
-    /// The micro-batch with this number.
+    /// Creates the micro-batch with this number.
     pub(super) fn of(group: &ProcessGroup, global: &GlobalBatch, number: usize) -> Self {
         let shares: Vec<&[BatchIndex]> =
             (0..group.world()).map(|rank| global.of_rank(rank, number).1).collect();
@@ -154,12 +154,12 @@ impl MicroBatch {
         }
     }
 
-    /// What [`MicroBatch::gather`] needs on the device.
+    /// Returns the indices that [`MicroBatch::gather`] needs on the device.
     pub(super) fn words(&self) -> &[i64] {
         &self.order
     }
 
-    /// The features of all ranks, the same at each of them, without a graph. `order`: the words, on the device.
+    /// Gathers the features of all ranks, without a graph, at every rank. `order`: the words, on the device.
     ///
     /// # Shape
     /// `own: [own, dim]` -> `[queries, dim]`
@@ -184,14 +184,14 @@ impl MicroBatch {
     }
 }
 
-/// A step's micro-batches, with all indices that the step needs on the device: they are brought there at once.
+/// Micro-batches of a step, with all indices on the device by one upload.
 pub(super) struct Plan {
     pub micro_batches: Vec<Planned>,
-    /// The rows of the whole batch, in the order of its micro-batches.
+    /// Bank rows of the whole batch, in the order of its micro-batches.
     pub rows: BatchRows,
 }
 
-/// A micro-batch with what the step needs for it.
+/// Micro-batch with its indices and negatives.
 pub(super) struct Planned {
     pub micro_batch: MicroBatch,
     pub order: Tensor,
@@ -200,8 +200,8 @@ pub(super) struct Planned {
 }
 
 impl Plan {
-    /// Which rank makes which features, and which rows and negatives they need; with one upload for all indices.
-    /// `draw`: the negatives of queries with these numbers within the batch.
+    /// Plans a step: the queries of each rank, and the rows and negatives that they need. One upload brings
+    /// all indices to the device. `draw` returns the negatives of the queries with these batch indices.
     pub(super) fn new(
         group: &ProcessGroup,
         global: &GlobalBatch,
@@ -221,7 +221,7 @@ impl Plan {
             let micro_batch = MicroBatch::of(group, global, number);
             let rows = shard.locate(&micro_batch.positions);
             let negatives = draw(&micro_batch.numbers);
-            // The CPU draws where it needs them.
+            // On the CPU negatives are read where they were drawn.
             let drawn = negatives.as_ref().filter(|_| device.is_cuda()).map(Negatives::words);
             let places = (add(micro_batch.words()), add(rows.words()), drawn.map(|drawn| add(&drawn)));
             positions.extend_from_slice(&micro_batch.positions);

@@ -1,9 +1,9 @@
-//! The encoder's passes as CUDA graphs, for `cuda_graphs`: recorded once, then replayed by one launch each.
+//! The encoder's passes as CUDA graphs, for `cuda_graphs`: recorded once, then replayed with one launch each.
 //!
-//! A graph reads and writes the addresses that it was recorded with. So images and the gradient of the features are
-//! copied into tensors that stay, and features are copied out of one: the next replay writes them again. Objective,
-//! optimiser and bank stay outside, and so does each batch of another size. Another [`Recorder`] takes CUDA's place in
-//! tests: a graph that is wrong reads old memory without an error.
+//! A graph reads and writes the addresses that it was recorded with. So images and the features' gradient are
+//! copied into fixed tensors, and features are copied out before the next replay overwrites them. Objective,
+//! optimiser and bank run outside the graphs, and so do batches of another size. Tests replace CUDA by
+//! another [`Recorder`], as a wrong graph reads old memory without an error.
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,33 +16,33 @@ use crate::distributed::{CudaGraph, GraphRecorder};
 use crate::guard::guard;
 use crate::model::{Encoder, libtorch};
 
-/// Whole batches that pass without a graph first, while cuDNN tries its convolutions and libraries allocate.
+/// Full batches that pass without a graph first, while cuDNN tries its convolutions and libraries allocate.
 ///
 /// # Source
 /// `torch.cuda.make_graphed_callables`, `num_warmup_iters`.
 pub(super) const STEPS_BEFORE: u32 = 3;
 
-/// Work on tensors that stay; what it makes, or the message of its panic.
+/// Work on fixed tensors; returns its output tensors, or the message of a panic.
 pub(super) type Work = Box<dyn Fn() -> Result<Vec<Tensor>, String>>;
 
-/// Records work on a device.
+/// Recorder of work on a device.
 pub(super) trait Recorder: fmt::Debug {
-    /// Records work, which is not done yet.
+    /// Records work without running it.
     ///
     /// # Errors
-    /// Why the work fails or cannot be recorded.
+    /// If the work fails or cannot be recorded, with the reason.
     fn record(&self, work: Work) -> Result<Box<dyn Recording>, String>;
 }
 
-/// Work that is done as often as wanted.
+/// Recorded work, which can be replayed any number of times.
 pub(super) trait Recording: fmt::Debug {
-    /// Does it.
+    /// Runs the recorded work once.
     ///
     /// # Panics
-    /// If the device fails, as libtorch's operators do.
+    /// If the device fails, like libtorch's operators.
     fn replay(&self);
 
-    /// What it makes: the same tensors each time, with new values after each replay.
+    /// Returns the output tensors: always the same ones, overwritten by each replay.
     fn made(&self) -> &[Tensor];
 }
 
@@ -69,21 +69,21 @@ impl Recording for OnCuda {
     }
 }
 
-/// The graphs of a run, which are recorded once some whole batches have passed.
+/// CUDA graphs of a run, recorded after the first full batches.
 #[derive(Debug)]
 pub(super) struct Graphs {
     recorder: Box<dyn Recorder>,
-    /// Images of a whole batch.
+    /// Images of a full batch.
     whole: usize,
     passed: u32,
     recorded: Option<EncoderGraphs>,
 }
 
 impl Graphs {
-    /// Those of a CUDA device.
+    /// Creates the graphs of a CUDA device.
     ///
     /// # Errors
-    /// If the device is another, or this program has no CUDA.
+    /// If the device is not a CUDA device, or the program has no CUDA.
     pub(super) fn on(device: Device, whole: usize) -> Result<Self, TrainError> {
         let number = Self::device_number(device)?;
         let recorder = GraphRecorder::new(number).map_err(|reason| unrecorded(&reason))?;
@@ -94,7 +94,7 @@ impl Graphs {
         Ok(Self::by(Box::new(recorder), whole))
     }
 
-    /// The number of a CUDA device.
+    /// Returns the number of a CUDA device.
     pub(super) fn device_number(device: Device) -> Result<usize, TrainError> {
         let Device::Cuda(number) = device else {
             let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give \
@@ -104,12 +104,12 @@ impl Graphs {
         Ok(number)
     }
 
-    /// Those of this recorder, for batches of `whole` images.
+    /// Creates graphs with this recorder, for batches of `whole` images.
     pub(super) fn by(recorder: Box<dyn Recorder>, whole: usize) -> Self {
         Self { recorder, whole, passed: 0, recorded: None }
     }
 
-    /// The graphs for a batch of this many images, which are to pass now; nothing where they pass without a graph.
+    /// Returns the graphs for a batch of this many images; `None` where the batch passes without a graph.
     pub(super) fn of_batch(
         &mut self,
         encoder: &Rc<Encoder>,
@@ -136,15 +136,15 @@ fn unrecorded(reason: &str) -> TrainError {
     TrainError::Config { reason: format!("--cuda-graphs cannot be used here: {reason}; leave it out") }
 }
 
-/// libtorch's words without its stack. tch's operators panic by `unwrap`: around the words is their error's
-/// `Debug`, in which a line ends with two characters.
+/// Returns libtorch's message without its stack. tch's operators panic by `unwrap`, so the message is wrapped
+/// in the error's `Debug` form, where a newline is two characters.
 fn first_line(message: &str) -> &str {
     let words = message.split_once("Torch(\"").map_or(message, |(_, words)| words.trim_end_matches("\")"));
     let line = words.lines().next().unwrap_or_default();
     line.split_once("\\n").map_or(line, |(line, _)| line)
 }
 
-/// Forward and backward pass for batches of one size.
+/// Recorded forward and backward pass for batches of one size.
 #[derive(Debug)]
 pub(super) struct EncoderGraphs {
     /// `[batch, 3, side, side]` f32
@@ -152,9 +152,9 @@ pub(super) struct EncoderGraphs {
     /// `[batch, dim]` f32
     gradient: Tensor,
     parameters: Vec<Tensor>,
-    /// Makes the features, and those before the projection.
+    /// Recorded pass to the features and the pooled features.
     forward: Box<dyn Recording>,
-    /// Makes the gradients of the parameters.
+    /// Recorded pass to the gradients of the parameters.
     backward: Box<dyn Recording>,
 }
 
@@ -165,7 +165,7 @@ impl EncoderGraphs {
         let images = Tensor::zeros([batch, 3, side, side], options);
         let gradient = Tensor::zeros([batch, config.dim as i64], options);
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
-        // From forward to backward, while both are recorded: where autograd begins.
+        // Passes the attached features from the forward to the backward recording.
         let attached = Rc::new(Cell::new(None));
         let forward = {
             let (encoder, images, attached) =
@@ -181,7 +181,7 @@ impl EncoderGraphs {
             let (gradient, parameters) = (gradient.shallow_clone(), shallow(&parameters));
             recorder.record(guarded(move || {
                 let features: Tensor = attached.take().expect("the forward pass comes before");
-                // Without gradients autograd makes them where it is, in memory of the graph.
+                // Without existing gradients, autograd allocates them in the memory of the graph.
                 libtorch::drop_gradients(&parameters);
                 (features * &gradient).sum(Kind::Float).backward();
                 parameters.iter().map(Tensor::grad).collect()
@@ -190,10 +190,10 @@ impl EncoderGraphs {
         Ok(Self { images, gradient, parameters, forward, backward })
     }
 
-    /// The features of a batch and, until the next one, those before the projection; batch norm's statistics move.
+    /// Returns features and pooled features, these valid until the next pass. Updates batch-norm statistics.
     ///
     /// # Shape
-    /// As [`Encoder::forward_with_pooled`], but without a graph of autograd
+    /// As [`Encoder::forward_with_pooled`], but without an autograd graph
     pub(super) fn forward(&self, images: &Tensor) -> (Tensor, Tensor) {
         put(&self.images, images);
         self.forward.replay();
@@ -201,7 +201,7 @@ impl EncoderGraphs {
         (features.copy(), pooled.shallow_clone())
     }
 
-    /// Gives the parameters their gradients, from that of the last batch's features.
+    /// Sets the parameters' gradients from that of the last batch's features.
     ///
     /// # Shape
     /// `gradient: [batch, dim]`
@@ -212,12 +212,12 @@ impl EncoderGraphs {
     }
 }
 
-/// Work by tch's operators, which panic.
+/// Wraps operators of tch so that their panics become errors.
 fn guarded(work: impl Fn() -> Vec<Tensor> + 'static) -> Work {
     Box::new(move || guard(&work))
 }
 
-/// Copies into a tensor that stays.
+/// Copies values into a fixed tensor.
 fn put(into: &Tensor, values: &Tensor) {
     no_grad(|| into.shallow_clone().copy_(values));
 }

@@ -1,4 +1,4 @@
-//! What a run tells others while it goes on.
+//! Callbacks of a run, and the reports passed to them.
 
 use std::sync::atomic::AtomicBool;
 
@@ -10,90 +10,89 @@ use crate::distributed::ProcessGroup;
 use crate::model::Encoder;
 use crate::progress::{Progress, Quiet};
 
-/// What a run is, once it has been set up.
+/// Summary of a run, reported once it is set up.
 #[derive(Clone, Debug)]
 pub struct RunSummary {
-    /// Where it computes, and why there.
+    /// Device of this process, with the reason for the choice.
     pub device: String,
-    /// The processes of the run.
+    /// Number of processes.
     pub ranks: usize,
-    /// The number of instances, and of rows in the bank.
+    /// Number of instances, which is also that of bank rows.
     pub instances: usize,
-    /// Trainable numbers in the encoder.
+    /// Trainable parameters of the encoder.
     pub parameters: usize,
-    /// Steps done before, by an earlier call.
+    /// Steps done by earlier calls.
     pub resumed_step: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
-    /// The loss of features that tell nothing, in nats; nothing in a fine-tuning.
+    /// Loss of uninformative features, in nats; `None` for fine-tuning.
     pub chance_loss: Option<f64>,
-    /// The score of the untrained encoder among the monitor's images, where the run has measured it.
+    /// Top-1 of the untrained encoder on the monitored images, if measured.
     pub untrained_top1: Option<f64>,
 }
 
-/// The state of a run after a step.
+/// Progress of a run after a step.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
     /// Steps done.
     pub step: u64,
-    /// The epoch, from 0.
+    /// Epoch, counted from 0.
     pub epoch: u64,
-    /// The loss of the step's batch, in nats.
+    /// Loss of the step's batch, in nats.
     pub loss: f64,
-    /// The learning rate.
+    /// Learning rate.
     pub lr: f64,
-    /// Images trained on, per second, in this epoch.
+    /// Training images per second in this epoch.
     pub images_per_second: f64,
-    /// The share of the time in which the trainer waited for data, in this epoch.
+    /// Fraction of this epoch's time that the trainer waited for data.
     pub data_wait: f64,
 }
 
-/// What is evaluated after an epoch.
+/// State passed to an evaluation.
 #[derive(Clone, Copy, Debug)]
 pub struct Evaluation<'a> {
-    /// The encoder.
+    /// Encoder to evaluate.
     pub encoder: &'a Encoder,
-    /// The rows of the bank that are here; a fine-tuning has none.
+    /// Memory bank with this process's rows; `None` for fine-tuning.
     pub bank: Option<&'a MemoryBank>,
-    /// What learns beside the encoder.
+    /// Online linear probe, if enabled.
     pub probe: Option<&'a Probe>,
-    /// The processes of the run.
+    /// Processes of the run.
     pub group: &'a ProcessGroup,
     /// Steps done.
     pub step: u64,
-    /// Set where the run is to stop: an evaluation then ends early, with an error.
+    /// Set when the run should stop; the evaluation then ends early, with an error.
     pub stop: &'a StopFlag,
 }
 
-/// What others do while a run goes on.
+/// Callbacks of a run.
 pub trait Hooks {
-    /// Called once, when the run is set up.
+    /// Called once, after the run is set up.
     fn started(&mut self, _summary: &RunSummary) {}
 
     /// Called after each step.
     fn stepped(&mut self, _report: &StepReport) {}
 
-    /// Evaluates the encoder and its bank before the first step and after an epoch; what it returns goes into the
-    /// metrics. Called in every process of a run, each of which has some rows of the bank; all must make the same
-    /// collectives.
+    /// Evaluates encoder and bank, before the first step and after epochs; the returned numbers go into the metrics.
+    /// Called in every process, each of which has some bank rows. All processes must make the same collectives.
     ///
     /// # Errors
-    /// Why it cannot evaluate; the run continues without.
+    /// If the evaluation fails; the run continues without its numbers.
     fn evaluate(&mut self, _state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
         Ok(Map::new())
     }
 
-    /// Called with each line of the metrics: every `--log-every-steps`, and after each epoch.
+    /// Called with each line of the metrics: after `--log-every-steps` steps and after each epoch.
     fn measured(&mut self, _line: &MetricsLine) {}
 
-    /// Shows what is done before the first step.
+    /// Returns the progress display for the work before the first step.
     fn progress(&self) -> &dyn Progress {
         &Quiet
     }
 }
 
-/// Any error of a hook.
+/// Error of a hook.
 pub type HookError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A flag that asks a run to save a checkpoint and stop after the step under way.
+/// Flag that asks a run to finish the current step, save a checkpoint and stop.
 pub type StopFlag = AtomicBool;

@@ -1,4 +1,4 @@
-//! A training job, and what one process knows of it before it joins the others.
+//! Training jobs, and the checks that one process makes before it joins the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,35 +15,34 @@ use crate::model::{SelectedDevice, select_device_of};
 use crate::run_config::TrainConfig;
 use crate::storage::Location;
 
-/// What to train on, where to, and how.
+/// Training job: data, run, configuration and process.
 #[derive(Clone, Debug)]
 pub struct TrainJob {
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub dataset: Location,
-    /// The run's folder.
+    /// Folder of the run.
     pub run: Location,
-    /// The file of weights to begin with, where the configuration names one.
+    /// File of initial weights, if the configuration names one.
     pub init: Option<Location>,
-    /// The configuration.
+    /// Configuration of the run.
     pub config: TrainConfig,
-    /// Which of the run's processes this is.
+    /// Rank of this process, and the meeting point.
     pub rendezvous: Rendezvous,
-    /// Another process counts as lost after this long without an answer.
+    /// Time without an answer after which another process counts as lost.
     pub collective_timeout: Duration,
-    /// Called on another thread where others were lost and this process is blocked where no error reaches it;
-    /// all it can do is end the process.
+    /// Called on another thread if others are lost while this process is blocked where no error reaches it.
+    /// The callback can only end the process.
     pub on_lost: fn(DistributedError),
 }
 
 impl TrainJob {
-    /// Checks what [`train`](super::train()) refuses before its first step, as far as one process knows it
-    /// and files show without being read whole. Nothing is written. Returns the steps that are done, of a run
-    /// that has begun.
+    /// Checks as much as one process can before [`train`](super::train()), without reading whole files.
+    /// Writes nothing. Returns the number of steps done if the run has started.
     ///
     /// # Errors
     /// As [`train`](super::train()).
     pub fn check(&self) -> Result<Option<u64>, TrainError> {
-        // The cache's folder is made where it is used.
+        // The run creates the cache's folder, not the check.
         let uncached = TrainConfig { cache: String::new(), ..self.config.clone() };
         let (_, data) = Self { config: uncached, ..self.clone() }.open()?;
         if self.config.cuda_graphs {
@@ -56,7 +55,7 @@ impl TrainJob {
         Ok(Some(state.cursor.step))
     }
 
-    /// Opens what is trained on, and checks that the configuration fits it.
+    /// Opens the training data, and checks that the configuration fits it.
     pub(super) fn open(&self) -> Result<(Arc<dyn Source>, DataIdentity), TrainError> {
         let config = &self.config;
         config.validate()?;
@@ -68,13 +67,13 @@ impl TrainJob {
         Ok((source, data))
     }
 
-    /// The device of this process.
+    /// Selects the device of this process.
     pub(super) fn device(&self) -> Result<SelectedDevice, TrainError> {
         let Self { config, rendezvous, .. } = self;
         Ok(select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?)
     }
 
-    /// Of an error before this process joins the others, they are told.
+    /// Reports an error of this process to the others before it joins them.
     pub(super) fn told<T>(&self, done: Result<T, TrainError>, stop: &StopFlag) -> Result<T, TrainError> {
         done.inspect_err(|error| {
             let failure = error.failure();
@@ -89,10 +88,10 @@ impl TrainJob {
     }
 }
 
-/// Checks that a run which has done some epochs is not asked to end before.
+/// Checks that a run is not asked for fewer epochs than it has done.
 ///
 /// # Errors
-/// If it is, and it is not finished; if the store fails.
+/// If it is and has not finished, or the store fails.
 pub(super) fn check_epochs(run: &Location, done: u64, asked: u64) -> Result<(), TrainError> {
     if done > asked && finished_step(run)?.is_none() {
         return Err(TrainError::FewerEpochs { run: run.to_string(), done, asked });

@@ -1,4 +1,4 @@
-//! What a run moves, as the loop of its steps and its checkpoints see it.
+//! State that a run trains, as its loop and its checkpoints see it.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use crate::loader::Batch;
 use crate::model::Encoder;
 use crate::run_config::TrainConfig;
 
-/// The state of a training or of a fine-tuning.
+/// State of a training or fine-tuning run.
 pub(super) trait Learner {
-    /// What every run has.
+    /// Returns the state that every run has.
     fn learned(&self) -> Learned<'_>;
 
-    /// Trains on one batch, and moves the cursor. It may be the next step that gives back what this one
-    /// measured, and what any process asked with it; `here`: what this one asks.
+    /// Trains on one batch, and advances the cursor. May return the measurements and the ranks' requests of
+    /// the previous step instead of this one's. `here`: requests of this rank.
     ///
     /// # Errors
-    /// If a quantity is not finite and that is not to be skipped, or a collective fails.
+    /// If a quantity is not finite and may not be skipped, or a collective fails.
     fn step(&mut self, batch: &Batch, here: Requests) -> Result<Option<StepOutcome>, TrainError>;
 
-    /// Waits for the last step, before anything of it is saved or evaluated; what it measured, if it is not given back
-    /// yet.
+    /// Waits for the last step, before its state is saved or evaluated. Returns its measurements unless
+    /// already returned.
     ///
     /// # Errors
     /// If a quantity is not finite.
@@ -34,31 +34,31 @@ pub(super) trait Learner {
         Ok(None)
     }
 
-    /// Adds to state.json what not every run has.
+    /// Adds the state that only some runs have to state.json.
     fn complete(&self, state: &mut TrainState);
 
-    /// Its bank.
+    /// Returns the memory bank, if the run has one.
     fn bank(&self) -> Option<&MemoryBank> {
         None
     }
 
-    /// What learns beside its encoder.
+    /// Returns the online probe, if enabled.
     fn probe(&self) -> Option<&Probe> {
         None
     }
 
-    /// The loss of features that tell nothing, in nats; nothing where there is no bank.
+    /// Returns the loss of uninformative features, in nats; `None` without a bank.
     fn chance_loss(&self) -> Option<f64> {
         None
     }
 
-    /// Statistics of its bank.
+    /// Returns statistics of the memory bank.
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
         Ok(None)
     }
 }
 
-/// What every run has.
+/// State that every run has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Learned<'a> {
     pub config: &'a TrainConfig,
@@ -67,41 +67,41 @@ pub(super) struct Learned<'a> {
     pub cursor: Cursor,
 }
 
-/// What a step measured.
+/// Measurements of one step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct StepOutcome {
-    /// Steps done with it.
+    /// Steps done, including this one.
     pub step: u64,
-    /// Images of its global batch.
+    /// Images of the global batch.
     pub images: usize,
     pub loss: f64,
-    /// Before clipping.
+    /// Gradient norm before clipping.
     pub gradient_norm: f64,
     pub lr: f64,
-    /// The mean cosine of an updated row before and after.
+    /// Mean cosine between updated rows before and after.
     pub row_cosine: f64,
-    /// The mean of `‖f - v‖²` over the batch.
+    /// Mean of `‖f - v‖²` over the batch.
     pub alignment: f64,
-    /// ln Z as the step assumed it, for `nce`.
+    /// ln Z that the step assumed, for `nce`.
     pub ln_partition: Option<f64>,
-    /// What the probe measured, where there is one.
+    /// Measurements of the probe, if enabled.
     pub probe: Option<ProbeSums>,
-    /// Nothing moved.
+    /// Whether the step changed nothing.
     pub skipped: bool,
-    /// What any process asked with it.
+    /// Requests of all ranks.
     pub asked: Requests,
 }
 
-/// Sums over the images of steps, before the probe saw them.
+/// Sums over the images of steps, measured before the probe learns from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ProbeSums {
-    /// Nats.
+    /// Loss in nats.
     pub loss: f64,
-    /// Images whose class had the highest score.
+    /// Images whose own class had the highest score.
     pub hits: f64,
     /// Images with a label.
     pub images: f64,
-    /// The time that the host spent on it.
+    /// Time that the host spent on the probe.
     pub time: Duration,
 }
 
@@ -114,7 +114,7 @@ impl ProbeSums {
     }
 }
 
-/// Moves the cursor past a step; the steps done.
+/// Advances the cursor by one step. Returns the number of steps done.
 pub(super) fn advance(steps_per_epoch: u64, cursor: &mut Cursor) -> u64 {
     cursor.step += 1;
     cursor.step_in_epoch += 1;

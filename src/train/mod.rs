@@ -1,8 +1,8 @@
-//! The training job.
+//! Training and fine-tuning runs.
 //!
-//! [`train`] reads a dataset, moves encoder and memory bank step by step, and publishes checkpoints from
-//! which the same command goes on. Everything that changes state is a visible call in `Trainer::launch`.
-//! The trainer does not know how its progress is shown or how the bank is evaluated: hooks do that.
+//! [`train`] reads a dataset, updates encoder and memory bank step by step, and publishes checkpoints from
+//! which the same command resumes. Every state change is a visible call in `Trainer::launch`. The trainer
+//! knows neither progress display nor evaluation: hooks do that.
 //!
 //! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
 //! with the same number of threads).
@@ -59,25 +59,25 @@ use crate::progress::Progress;
 use crate::run_config::{BankInit, TrainConfig};
 use crate::storage::{Location, Lock};
 
-/// How long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
+/// Grace period for a process whose peers are lost to notice by itself, while it waits for data or a device.
 const LOST_GRACE: Duration = Duration::from_secs(3);
 
-/// The longest time between two publications of the metrics, where there are any.
+/// Longest time between two publications of the metrics.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
-/// How a call of [`train`](train()) or [`finetune`](finetune()) ended well.
+/// Successful result of [`train`](train()) or [`finetune`](finetune()).
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// The run was finished before.
+    /// The run had already finished.
     AlreadyFinished {
-        /// Its steps.
+        /// Steps of the run.
         step: u64,
     },
-    /// The run is finished now.
+    /// The run has finished now.
     Finished {
-        /// Its steps.
+        /// Steps of the run.
         step: u64,
-        /// Its last checkpoint.
+        /// Last checkpoint.
         checkpoint: Location,
     },
 }
@@ -90,12 +90,12 @@ pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<O
     Opened::of(job, hooks.progress(), stop)?.begin(hooks, stop)?.run()
 }
 
-/// A run before its next step.
+/// Run that is ready for its next step.
 struct Opened<L> {
     run: Location,
-    /// The processes of the run.
+    /// Processes of the run.
     group: Rc<ProcessGroup>,
-    /// Where the newest checkpoint is, or at its start.
+    /// State of the newest checkpoint, or the initial one.
     learner: L,
     source: Arc<dyn Source>,
     data: DataIdentity,
@@ -104,7 +104,7 @@ struct Opened<L> {
 }
 
 impl Opened<Trainer> {
-    /// Brings the processes together, and each to where the newest checkpoint is.
+    /// Connects the processes, and loads the newest checkpoint in each.
     fn of(job: &TrainJob, progress: &dyn Progress, stop: &StopFlag) -> Result<Self, TrainError> {
         let config = &job.config;
         let (source, data) = job.told(job.open(), stop)?;
@@ -131,7 +131,7 @@ impl Opened<Trainer> {
     }
 }
 
-/// Brings the processes together, each with its device; all must be of one run.
+/// Connects the processes, each with its device, and checks that all belong to one run.
 fn join(
     job: &TrainJob,
     config: &TrainConfig,
@@ -148,7 +148,7 @@ fn join(
     Ok((group, device))
 }
 
-/// Brings a new run to where its first step begins.
+/// Initialises a new run.
 fn begin(
     job: &TrainJob,
     group: &ProcessGroup,
@@ -162,7 +162,7 @@ fn begin(
     }
     if job.config.bank_init == BankInit::Encode {
         if group.is_first() {
-            // So that others find the run while it is prepared.
+            // Publish early, so that others find the run while it is prepared.
             publish_config(&job.config, &job.run)?;
         }
         trainer.encode_bank(source, progress, stop)?;
@@ -171,10 +171,10 @@ fn begin(
 }
 
 impl<L: Learner> Opened<L> {
-    /// Publishes the configuration of a run that has epochs to do.
+    /// Publishes the configuration of a run that is not finished.
     ///
     /// # Errors
-    /// If more epochs are done than are asked for, and the run is not finished; if the store fails.
+    /// If more epochs are done than requested and the run has not finished, or if the store fails.
     fn checked(self) -> Result<Self, TrainError> {
         let Learned { config, cursor, .. } = self.learner.learned();
         let done = cursor.epoch;
@@ -185,7 +185,7 @@ impl<L: Learner> Opened<L> {
         Ok(self)
     }
 
-    /// Says what the run is, and starts what it needs; a new run's first checkpoint is begun.
+    /// Reports the run, and starts loader, metrics and writer; a new run also starts its first checkpoint.
     ///
     /// # Errors
     /// If data, metrics or store cannot be used.
@@ -206,7 +206,7 @@ impl<L: Learner> Opened<L> {
         });
         let mut divergence = Divergence::new(config);
         if let (Some(metrics), Some(chance)) = (&metrics, learner.chance_loss()) {
-            // What was warned of before a resume is not warned of again.
+            // Warnings from before a resume are not repeated.
             metrics.epoch_losses().for_each(|loss| drop(divergence.look(loss, chance)));
         }
         let share = RankShare { rank: group.rank(), ranks: group.world() };
@@ -241,27 +241,27 @@ impl<L: Learner> Opened<L> {
     }
 }
 
-/// A run that is under way: a training, or a fine-tuning.
+/// Active run: a training or a fine-tuning.
 struct Session<'a, L> {
     run: Location,
     data: Arc<DataIdentity>,
-    /// Before the group, which it needs to end well.
+    /// Dropped before the group, which the writer needs to finish.
     writer: Writer,
     learner: L,
-    /// The processes of the run.
+    /// Processes of the run.
     group: Rc<ProcessGroup>,
     loader: Loader,
-    /// Of rank 0.
+    /// Set on rank 0.
     metrics: Option<Metrics>,
     ranks: SharedCheckpoint,
-    /// When the last checkpoint was begun, and of which step it is.
+    /// Start time of the last checkpoint; `saved_step` is its step.
     saved: Instant,
     saved_step: Option<u64>,
-    /// What any process asked with the steps that were read.
+    /// Requests of any process with the steps read so far.
     asked: Requests,
-    /// When the metrics were last published.
+    /// Time of the metrics' last publication.
     shown: Instant,
-    /// Of several jobs on one run, the one that may write; rank 0's.
+    /// Lock that allows one of several jobs to write to the run; rank 0 only.
     lock: Option<Arc<Lock>>,
     divergence: Divergence,
     monitor_cost: MonitorCost,
@@ -270,7 +270,7 @@ struct Session<'a, L> {
 }
 
 impl<L: Learner> Session<'_, L> {
-    /// Trains to the end of the last epoch, unless that is done.
+    /// Trains to the end of the last epoch, unless already done.
     fn run(mut self) -> Result<Outcome, TrainError> {
         if self.is_done() {
             let caught_up = self.catch_up_at_the_end().inspect_err(|error| self.failed(error));
@@ -319,14 +319,14 @@ impl<L: Learner> Session<'_, L> {
         Ok(())
     }
 
-    /// Whether this process may write to the run.
+    /// Checks that this process may still write to the run.
     fn check_lock(&self) -> Result<(), TrainError> {
         Ok(self.lock.as_ref().map_or(Ok(()), |lock| lock.check())?)
     }
 
-    /// What is still to be done when a run ends with an error.
+    /// Cleans up after an error.
     fn failed(&mut self, error: &TrainError) {
-        // Errors that all processes meet leave the checkpoint that is under way as it is.
+        // After an error that all processes share, the current checkpoint can still finish.
         if !matches!(error, TrainError::Stopped { .. } | TrainError::NotFinite { .. }) {
             self.ranks.give_up();
             tell(&self.group, error);
@@ -338,7 +338,7 @@ impl<L: Learner> Session<'_, L> {
         }
     }
 
-    /// What a run that was stopped after its last step still lacks: that step's scores.
+    /// Evaluates the last step of a run that was stopped before that.
     fn catch_up_at_the_end(&mut self) -> Result<(), TrainError> {
         let [is_finished] = any(&self.group, [self.group.is_first() && finished_step(&self.run)?.is_some()])?;
         if is_finished {
@@ -360,15 +360,15 @@ impl<L: Learner> Session<'_, L> {
         self.writer.finish()
     }
 
-    /// Trains to the end of the epoch that is under way.
+    /// Trains to the end of the current epoch.
     fn epoch(&mut self) -> Result<(), TrainError> {
         let (every, epoch) = (self.config().log_every_steps, self.cursor().epoch);
         let mut meters = Meters::start(epoch, self.loader.waited());
         let before = self.loader.stats();
         while self.cursor().epoch == epoch {
-            // One of several processes goes on until all have agreed to stop.
+            // With several processes, continue until all have agreed to stop.
             let gives_up = if self.group.world() == 1 { self.stop } else { &StopFlag::new(false) };
-            // Stopped while it waited for data, or the loader ended without a word.
+            // `None`: stopped while waiting for data, or the loader ended without an error.
             let batch = self.loader.next_of(epoch, gives_up).transpose()?;
             if batch.is_none() && !self.is_told_to_stop() {
                 return Err(LoaderError::Stopped.into());
@@ -414,7 +414,7 @@ impl<L: Learner> Session<'_, L> {
         let stats = self.loader.stats();
         let of_epoch = stats.since(&before);
         if of_epoch.waits_for_data() || self.config().stats {
-            // People count epochs from 1.
+            // For people, epochs count from 1.
             tracing::info!("epoch {}: {}", epoch + 1, of_epoch.verdict());
         }
         if self.config().stats {
@@ -423,7 +423,7 @@ impl<L: Learner> Session<'_, L> {
         self.end_epoch(meters.epoch, epoch)
     }
 
-    /// Takes note of what a step measured.
+    /// Records the measurements of a step.
     fn measured(&mut self, outcome: Option<StepOutcome>, meters: &mut Meters) {
         let Some(outcome) = outcome else { return };
         self.asked.stop |= outcome.asked.stop;
@@ -434,7 +434,7 @@ impl<L: Learner> Session<'_, L> {
         self.hooks.stepped(&meters.epoch.report(outcome.step, meters.number));
     }
 
-    /// Saves, then evaluates: what the monitor meets costs no steps.
+    /// Saves, then evaluates, so that a failing monitor costs no steps.
     fn end_epoch(&mut self, mut meter: Meter, epoch: u64) -> Result<(), TrainError> {
         let config = self.config();
         let done = self.cursor().epoch;
@@ -448,7 +448,7 @@ impl<L: Learner> Session<'_, L> {
             let stall = self.save()?;
             meter.stalled(stall);
         }
-        // Before the evaluation: its time is not that of the steps.
+        // Before the evaluation, whose time does not belong to the steps.
         let mut line = meter.line(Scope::Epoch, self.cursor().step, epoch);
         if evaluates && !decided.stop {
             line.monitor = self.evaluate(is_last)?;
@@ -474,15 +474,15 @@ impl<L: Learner> Session<'_, L> {
         self.hooks.measured(line);
     }
 
-    /// What this process asks of all: to stop where it was told to, and to save where rank 0's clock says so.
+    /// Returns this process's requests: stop if flagged, and save if rank 0's clock says so.
     fn requests(&self) -> Requests {
         let minutes = self.config().checkpoint_every_minutes;
         let is_late = minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0;
         Requests { stop: self.is_told_to_stop(), save: self.group.is_first() && is_late }
     }
 
-    /// What all processes do before the next step: what any asked with a step that was read, and what all know by
-    /// themselves. One process alone need not ask.
+    /// Returns what all processes do before the next step: requests that came with an earlier step, and those
+    /// that every process derives itself. A single process uses its requests directly.
     fn decided(&self, here: Requests) -> Requests {
         let every = self.config().checkpoint_every_steps;
         let asked = if self.group.world() == 1 { here } else { self.asked };
@@ -490,7 +490,7 @@ impl<L: Learner> Session<'_, L> {
         Requests { save: asked.save || falls_due, ..asked }
     }
 
-    /// What all processes do at the end of an epoch.
+    /// Agrees on what all processes do at the end of an epoch.
     fn decide(&self, save: bool) -> Result<Requests, TrainError> {
         let here = Requests { stop: self.is_told_to_stop(), save: save && self.group.is_first() };
         Ok(here.of_any(&self.group)?)
@@ -500,14 +500,14 @@ impl<L: Learner> Session<'_, L> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Saves what is not saved yet and ends.
+    /// Saves unsaved state and ends with [`TrainError::Stopped`].
     fn stopped(&mut self) -> Result<(), TrainError> {
         let _ = self.save()?;
         self.writer.finish()?;
         Err(TrainError::Stopped { step: self.cursor().step })
     }
 
-    /// Publishes the metrics from time to time: a run is watched while it goes on.
+    /// Publishes the metrics from time to time, so that users can watch the run.
     fn show(&mut self) -> Result<(), TrainError> {
         if let Some(metrics) = &self.metrics
             && self.shown.elapsed() >= SHOWN_EVERY
@@ -518,7 +518,7 @@ impl<L: Learner> Session<'_, L> {
         Ok(())
     }
 
-    /// Starts to write a checkpoint, unless that of this step is written; how long training stood still.
+    /// Starts to write a checkpoint, unless this step already has one. Returns how long training was blocked.
     fn save(&mut self) -> Result<Duration, TrainError> {
         let Learned { encoder, cursor, .. } = self.learner.learned();
         let step = cursor.step;
@@ -537,7 +537,7 @@ impl<L: Learner> Session<'_, L> {
     }
 }
 
-/// Tells the other processes how this one ends; of another's error that one tells itself.
+/// Reports to the other processes how this one ends, unless the error is another's.
 fn tell(group: &ProcessGroup, error: &TrainError) {
     match error {
         TrainError::Stopped { .. } => group.leave(),

@@ -1,4 +1,4 @@
-//! The evaluations of a run: when they are due, what they take of its time, and whether one more may.
+//! Evaluations during a run: when they are due, and their time budget.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,12 +10,12 @@ use super::{Evaluation, MetricsLine, Scope, Session, TrainError};
 use crate::checkpoint::Cursor;
 use crate::distributed::{DistributedError, ProcessGroup};
 
-/// Numbers by their names in the metrics.
+/// Scores by their names in the metrics.
 pub(super) type Scores = serde_json::Map<String, serde_json::Value>;
 
 impl<L: Learner> Session<'_, L> {
-    /// Evaluates the encoder before its first step, which later epochs are held against, and after a resume where the
-    /// run was stopped before its step was evaluated, also after its last.
+    /// Evaluates where a run lacks an evaluation: before the first step, as a baseline, and after a resume if
+    /// the run was stopped before its last step was evaluated.
     pub(super) fn catch_up(&mut self) -> Result<(), TrainError> {
         let step = self.cursor().step;
         let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
@@ -27,14 +27,14 @@ impl<L: Learner> Session<'_, L> {
         Ok(())
     }
 
-    /// Whether the monitor runs after the step that is done.
+    /// Returns whether the monitor runs after the current step.
     pub(super) fn is_monitored(&self) -> bool {
         let Cursor { step, epoch, step_in_epoch } = self.cursor();
         let config = self.config();
         !config.no_monitor && config.monitor_every.falls_on(step, (step_in_epoch == 0).then_some(epoch))
     }
 
-    /// Evaluates where no epoch ends: the scores have their own line.
+    /// Evaluates within an epoch and writes the scores as a separate line.
     pub(super) fn evaluate_alone(&mut self, is_last: bool) -> Result<(), TrainError> {
         let monitor = self.evaluate(is_last)?;
         if !monitor.is_empty() {
@@ -46,7 +46,7 @@ impl<L: Learner> Session<'_, L> {
         Ok(())
     }
 
-    /// What the hooks measure; nothing where they fail, which costs no steps, or where it would cost too much time.
+    /// Evaluates by the hooks. Returns no scores if they fail, which costs no steps, or would take too much time.
     pub(super) fn evaluate(&mut self, is_last: bool) -> Result<Scores, TrainError> {
         let (share, step) = (self.config().monitor_share, self.cursor().step);
         if !is_last && !self.monitor_cost.allows(share, step, &self.group)? {
@@ -81,7 +81,7 @@ impl<L: Learner> Session<'_, L> {
     }
 }
 
-/// The time of a run's evaluations since its start or resume.
+/// Time spent on evaluations since a run's start or resume.
 #[derive(Debug)]
 pub(super) struct MonitorCost {
     since: Instant,
@@ -90,20 +90,19 @@ pub(super) struct MonitorCost {
 }
 
 impl MonitorCost {
-    /// Of a run that steps since then.
+    /// Starts counting for a run whose steps began at `since`.
     pub(super) fn since(since: Instant) -> Self {
         Self { since, spent: Duration::ZERO, last: Duration::ZERO }
     }
 
-    /// Takes note of an evaluation; its seconds.
+    /// Adds an evaluation. Returns its seconds.
     pub(super) fn add(&mut self, took: Duration) -> f64 {
         (self.spent, self.last) = (self.spent + took, took);
         took.as_secs_f64()
     }
 
-    /// Whether one more evaluation, as long as the last, keeps their share of the time within `most`, where
-    /// that is not 0. Time differs between processes: rank 0's counts for all. Where it does not, that is
-    /// said.
+    /// Returns whether one more evaluation, as long as the last, keeps the share of the time within `most`; 0
+    /// allows any. Rank 0's clock decides for all processes. Logs a skipped evaluation.
     pub(super) fn allows(
         &self,
         most: f64,
@@ -127,7 +126,7 @@ impl MonitorCost {
     }
 }
 
-/// The share of the time that evaluations have taken after the next one.
+/// Returns the share of the time spent on evaluations, including the next one.
 fn share(elapsed: Duration, spent: Duration, next: Duration) -> f64 {
     (spent + next).as_secs_f64() / (elapsed + next).as_secs_f64().max(f64::MIN_POSITIVE)
 }

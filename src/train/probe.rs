@@ -1,8 +1,8 @@
-//! The online linear probe: a linear classifier that learns beside the encoder.
+//! Online linear probe: a linear classifier that learns beside the encoder.
 //!
-//! It sees the features before the projection that each step's own forward pass made, with the labels of the step's own
-//! images. Its gradient is a closed form on detached features: no graph leads from it to the encoder, and it draws no
-//! random numbers. So encoder and bank have the same bits with it and without.
+//! The probe trains on the pooled features of each step's own forward pass, with the labels of its images.
+//! Its gradient is a closed form on detached features: no graph leads to the encoder, and no random numbers
+//! are drawn. So encoder and bank have the same bits with and without a probe.
 
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -13,36 +13,36 @@ use crate::model::libtorch::upload_indices;
 use crate::model::{NamedTensors, WeightsError};
 
 const MOMENTUM: f64 = 0.9;
-/// In the place of a label where an image has none.
+/// Stands for a missing label.
 const NO_LABEL: i64 = -1;
-/// Sums over images beside the gradient: the loss, hits, and images that have a label.
+/// Sums besides the gradient: loss, hits, and images with a label.
 const NUMBERS: i64 = 3;
 
-/// A linear classifier of pooled features with its optimiser: SGD with momentum 0.9 on the mean cross
-/// entropy, without weight decay and with a constant learning rate. It begins at zero.
+/// Linear classifier of pooled features with its optimiser: SGD with momentum 0.9 on the mean cross entropy,
+/// without weight decay and with a constant learning rate. Starts at zero.
 ///
 /// # Source
 /// SimCLR's code (`lineareval_while_pretraining`): a supervised head behind a stopped gradient.
 #[derive(Debug)]
 pub struct Probe {
-    /// `[classes, width + 1]` f32: the weights of each class, and its bias.
+    /// `[classes, width + 1]` f32: the weights of each class, then its bias.
     map: Tensor,
-    /// As the map.
+    /// `[classes, width + 1]` f32.
     momentum: Tensor,
     lr: f64,
 }
 
 impl Probe {
-    /// A probe of features of `width` numbers. Its classes are those of the training images, up to the greatest label:
-    /// images of other splits may have classes beyond, which it cannot name.
+    /// Creates a probe for features of length `width`. Its classes reach up to the greatest label of the
+    /// training images; it cannot predict further classes of other splits.
     pub(super) fn new(width: i64, labels: &[Option<ClassId>], lr: f64, device: Device) -> Self {
         let classes = labels.iter().flatten().map(|class| i64::from(class.0) + 1).max().unwrap_or(0);
         let zeros = || Tensor::zeros([classes, width + 1], (Kind::Float, device));
         Self { map: zeros(), momentum: zeros(), lr }
     }
 
-    /// The sums over some images, before the probe moves: its gradient, the loss in nats, hits and images
-    /// with a label. Images without a label count for nothing.
+    /// Returns sums over some images before the update: the probe's gradient, the loss in nats, hits, and
+    /// images with a label. Images without a label contribute nothing.
     ///
     /// # Shape
     /// `pooled: [images, width]` f32, `labels: [images]` -> `[classes * (width + 1) + 3]` f32
@@ -63,10 +63,10 @@ impl Probe {
         })
     }
 
-    /// Moves by the sums over a whole batch; gives loss, hits and images of them.
+    /// Updates the weights by the sums over a whole batch. Returns their loss, hits and images.
     ///
     /// # Shape
-    /// Those of [`Probe::sums`] -> three f64 scalars
+    /// as [`Probe::sums`] -> three f64 scalars
     pub(super) fn step(&mut self, sums: &Tensor) -> Vec<Tensor> {
         no_grad(|| {
             let length = self.map.numel() as i64;
@@ -78,19 +78,18 @@ impl Probe {
         })
     }
 
-    /// Whether a step has moved it.
+    /// Returns whether a step has updated the probe.
     pub fn has_learnt(&self) -> bool {
         self.map.count_nonzero(None).int64_value(&[]) > 0
     }
 
-    /// The share of labelled images whose own class has the highest score, over all processes, each of which
-    /// has features of some. Of equal scores the lower class comes first; a class that the training images
-    /// lack is never hit.
+    /// Returns the fraction of labelled images whose own class has the highest score, over all processes, each of which
+    /// has some of the features. Ties go to the lower class; a class without training images is never hit.
     ///
     /// # Errors
     /// If a collective fails.
     /// # Panics
-    /// If the table is of another layer than `pooled`.
+    /// If the table's layer is not `pooled`.
     pub fn top1(&self, table: &FeatureTable, group: &ProcessGroup) -> Result<f64, DistributedError> {
         assert_eq!(table.meta.layer, "pooled", "the layer that the probe learns from");
         let labels = Tensor::from_slice(&indices(&table.labels));
@@ -103,12 +102,12 @@ impl Probe {
         Ok(counts.int64_value(&[0]) as f64 / counts.int64_value(&[1]).max(1) as f64)
     }
 
-    /// The file of a checkpoint: `weight` and `bias` as `torch.nn.Linear` has them, and the momentum of each.
+    /// Returns the tensors of a checkpoint: `weight` and `bias` as in `torch.nn.Linear`, with their momentum.
     pub(super) fn tensors(&self) -> NamedTensors {
         NamedTensors::from_tensors(self.named())
     }
 
-    /// Puts map and momentum of a checkpoint in place.
+    /// Loads weights and momentum from a checkpoint.
     pub(super) fn load(&mut self, tensors: &NamedTensors) -> Result<(), WeightsError> {
         tensors.copy_into(self.named())
     }
@@ -117,7 +116,7 @@ impl Probe {
         self.map.size()[1] - 1
     }
 
-    /// Views, under their names.
+    /// Returns views of weights and momentum, by name.
     fn named(&self) -> Vec<(String, Tensor)> {
         let views = |tensor: &Tensor, behind: &str| {
             let (weight, bias) = (tensor.narrow(1, 0, self.width()), tensor.select(1, self.width()));
@@ -132,7 +131,7 @@ fn indices(labels: &[Option<ClassId>]) -> Vec<i64> {
     labels.iter().map(|label| label.map_or(NO_LABEL, |class| i64::from(class.0))).collect()
 }
 
-/// Features with a last number of 1, by which the bias is multiplied.
+/// Appends a 1 to each feature, which multiplies the bias.
 fn with_one(features: &Tensor) -> Tensor {
     let one = Tensor::ones([features.size()[0], 1], (Kind::Float, features.device()));
     Tensor::cat(&[features, &one], 1)

@@ -1,4 +1,4 @@
-//! The state of a training: encoder, optimiser, bank, objective, cursor; and its step, which moves them all.
+//! State of a training run, and the step that updates it.
 
 mod bench;
 
@@ -35,89 +35,89 @@ use crate::progress::Progress;
 use crate::run_config::{OnNonFinite, Precision, TrainConfig};
 use crate::storage::Location;
 
-/// After this many steps in a row that moved nothing the run is over: it would move nothing more.
+/// Number of skipped steps in a row after which a run fails, as further steps would not differ.
 const MOST_SKIPPED_IN_A_ROW: u64 = 1000;
-/// Why the encoder can be changed before the first step.
+/// Panic message for a shared encoder.
 const NOT_SHARED: &str = "only recorded graphs share the encoder, and they come after the first steps";
 
-/// The state of a run.
+/// State of a training run.
 #[derive(Debug)]
 pub(super) struct Trainer {
     config: TrainConfig,
-    /// The processes of the run. Encoder and optimiser are the same in all; of the bank each has some rows.
+    /// Processes of the run. All have the same encoder and optimiser; each has some rows of the bank.
     group: Rc<ProcessGroup>,
-    /// What went wrong while batch norm summed over the processes: passes through the network return no error.
+    /// First error of distributed batch norm, as forward passes return no error.
     failed: Rc<RefCell<Option<DistributedError>>>,
     reducer: GradientReducer,
     encoder: Rc<Encoder>,
-    /// With `cuda_graphs` only.
+    /// Set with `cuda_graphs`.
     graphs: Option<Graphs>,
     optimizer: Optimizer,
     bank: MemoryBank,
     objective: Objective,
     cursor: Cursor,
-    /// With `precision = f16` only.
+    /// Set with `precision = f16`.
     loss_scale: Option<LossScale>,
-    /// With `probe` only.
+    /// Set with `probe`.
     probe: Option<Probe>,
-    /// Steps that moved nothing, because a number was not finite.
+    /// Steps skipped because a number was not finite.
     skipped: u64,
     skipped_in_a_row: u64,
     clock: Clock,
-    /// The last step, until its numbers are read.
+    /// Last step, until its numbers are read.
     pending: Option<PendingStep>,
-    /// The features and positions of the last step's global batch, for [`BankHealth`].
+    /// Features and bank rows of the last step's global batch, for [`BankHealth`].
     last: Option<(Tensor, Vec<BankRow>)>,
-    /// See [`BankHealth::drift`].
+    /// Distance at the last warning; see [`BankHealth::drift`].
     warned_drift: Cell<f64>,
 }
 
-/// A step whose numbers are on their way from the device.
+/// Step whose numbers are still being copied from the device.
 #[derive(Debug)]
 struct PendingStep {
     outcome: StepOutcome,
-    /// Features' sum, loss, gradient's norm, row cosine, alignment, the processes' requests, and ln Z where the batch
-    /// moved it; nothing for a step that moved nothing.
+    /// Sum of features, loss, gradient norm, row cosine, alignment, the ranks' requests, the probe's numbers,
+    /// and ln Z if the batch changed it; `None` for a skipped step.
     numbers: Option<PendingRead>,
-    /// What the host spent on the probe, whose numbers come before ln Z.
+    /// Host time spent on the probe; set if `numbers` has the probe's three numbers.
     probe_time: Option<Duration>,
-    /// What the gradient's norm is multiplied by.
+    /// Factor that the gradient norm is multiplied by.
     norm_factor: f64,
     /// Whether ln Z was unknown before the step.
     sets_z: bool,
     suspects: Suspects,
 }
 
-/// What is named where a number is not finite.
+/// Images to name in an error if a number is not finite.
 #[derive(Debug)]
 struct Suspects {
     ids: Vec<u32>,
-    /// `[own, dim]`: the features of these images.
+    /// `[own, dim]`: features of these images.
     features: Tensor,
 }
 
-/// The names of the numbers that must be finite, in the order in which they are read.
+/// Names of the numbers that must be finite, in the order of reading.
 const QUANTITIES: [&str; 3] = ["features' sum", "loss", "gradient's norm"];
 
-/// The first of these numbers that is not finite.
+/// Returns the first of these numbers that is not finite.
 fn not_finite(numbers: &[f64]) -> Option<(&'static str, f64)> {
     QUANTITIES.into_iter().zip(numbers.iter().copied()).find(|(_, value)| !value.is_finite())
 }
 
-/// What the passes through the network left behind: gradients in the parameters, and this.
+/// Results of a step's passes, besides the gradients in the parameters.
 struct Passes {
-    /// `[batch, dim]`: of the global batch.
+    /// `[batch, dim]`: features of the global batch.
     features: Tensor,
-    /// `[own, dim]`: of the images of this process.
+    /// `[own, dim]`: features of this rank's images.
     own: Tensor,
     loss: Tensor,
     ln_partition: Option<Tensor>,
-    /// Of the images of this process, and the time that they took.
+    /// Sums over this rank's images, and the time spent on them.
     probe: Option<(Tensor, Duration)>,
 }
 
 impl Trainer {
-    /// The state before the first step, in one of several processes.
+    /// Creates the state before the first step, in one of several processes.
     pub(super) fn over(
         group: Rc<ProcessGroup>,
         config: TrainConfig,
@@ -126,7 +126,7 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         config.check_graphs(group.is_alone(), device)?;
         let graphs = config.cuda_graphs.then(|| Graphs::on(device, config.batch_size)).transpose()?;
-        // The fastest convolutions for the shapes of a run, which stay the same, found by trying them.
+        // Lets cuDNN choose the fastest convolutions by trying them; the shapes of a run are constant.
         tch::Cuda::cudnn_set_benchmark(device.is_cuda());
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
         encoder.set_compute(config.precision, config.channels_last);
@@ -161,18 +161,18 @@ impl Trainer {
         })
     }
 
-    /// Lets a probe learn from now on, from images with these labels.
+    /// Adds an untrained probe for images with these labels.
     pub(super) fn add_probe(&mut self, labels: &[Option<ClassId>]) {
         let (width, device) = (self.encoder.pooled_width(), self.encoder.device());
         self.probe = Some(Probe::new(width, labels, self.config.probe_lr, device));
     }
 
-    /// Steps of an epoch.
+    /// Returns the number of steps in an epoch.
     fn steps_per_epoch(&self) -> u64 {
         self.config.loader().steps(self.bank.shard().instances())
     }
 
-    /// Puts the weights of a file in place of the initial ones.
+    /// Replaces the initial weights by those of a file.
     pub(super) fn begin_with(&mut self, file: &Location) -> Result<(), TrainError> {
         let wrong = |source| TrainError::of_init(file, self.config.arch, source);
         let weights =
@@ -184,10 +184,10 @@ impl Trainer {
         Ok(())
     }
 
-    /// Puts the state of a checkpoint in place.
+    /// Loads the state of a checkpoint.
     ///
     /// # Errors
-    /// If the checkpoint is of another dataset or configuration, or damaged.
+    /// If the checkpoint has another dataset or configuration, or is damaged.
     pub(super) fn restore(&mut self, from: &Checkpoint, data: &DataIdentity) -> Result<(), TrainError> {
         let state = compatible_state(from, &self.config, data, |_| None)?;
         let encoder = Rc::get_mut(&mut self.encoder).expect(NOT_SHARED);
@@ -208,10 +208,10 @@ impl Trainer {
         Ok(())
     }
 
-    /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.
+    /// Fills the bank with the encoder's features, in evaluation mode, of each image's centre crop.
     ///
     /// # Errors
-    /// If an image cannot be loaded, or it is told to stop.
+    /// If an image cannot be loaded, or the stop flag is set.
     pub(super) fn encode_bank(
         &mut self,
         source: &Arc<dyn Source>,
@@ -221,14 +221,14 @@ impl Trainer {
         let transform = self.encoder.config().evaluation_transform();
         let group = Rc::clone(&self.group);
         let share = RankShare { rank: group.rank(), ranks: group.world() };
-        // As many images at once as in a training step.
+        // Use as many images at once as in a training step.
         let batch_size = self.config.batch_size.div_ceil(self.config.accumulate);
         let options = LoaderOptions { share, batch_size, micro_batches: 1, ..self.config.loader() };
         progress.begin("bank", source.len() as u64);
         let mut batches = evaluation_epoch(Arc::clone(source), transform, options)?;
         loop {
             let batch = batches.next_of(0, stop);
-            // Each process has as many batches as the others, unless one is told to stop.
+            // All processes have equally many batches, unless one was asked to stop.
             if any(&group, [stop.load(Ordering::Relaxed)])? == [true] {
                 return Err(TrainError::Stopped { step: 0 });
             }
@@ -237,7 +237,7 @@ impl Trainer {
             if global.bank_rows.is_empty() {
                 continue;
             }
-            // Of a short batch a process may have nothing.
+            // A rank may have no image of a short batch.
             let features = if batch.ids.is_empty() {
                 Tensor::zeros([0, self.bank.shard().dim() as i64], (Kind::Float, self.encoder.device()))
             } else {
@@ -257,17 +257,17 @@ impl Trainer {
         Ok(())
     }
 
-    /// Whether a step whose numbers are not finite may be left out.
+    /// Returns whether a step with a number that is not finite may be skipped.
     fn may_skip(&self) -> bool {
         self.config.on_nonfinite == OnNonFinite::Skip || self.loss_scale.is_some()
     }
 
-    /// Everything of a step but the wait for its numbers.
+    /// Launches a step, without waiting for its numbers.
     fn launch(&mut self, batch: &Batch, here: Requests) -> Result<PendingStep, TrainError> {
         let step = self.cursor.step;
         let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
         let scale = self.loss_scale.map_or(1.0, LossScale::factor);
-        // The reducer gives the mean over ranks; the loss is a sum over them.
+        // The reducer averages over ranks, while the loss is a sum over them.
         let ranks = self.group.world() as f64;
         let statistics = self.kept_statistics();
         let ln_z = self.objective.ln_z();
@@ -336,7 +336,7 @@ impl Trainer {
         Ok(pending)
     }
 
-    /// A step that moves nothing.
+    /// Ends a step that changes nothing but the cursor.
     fn left_out(&mut self, mut pending: PendingStep, here: Requests) -> Result<PendingStep, TrainError> {
         pending.outcome.asked = here.of_any(&self.group)?;
         pending.outcome.skipped = true;
@@ -344,7 +344,7 @@ impl Trainer {
         Ok(pending)
     }
 
-    /// Reads a step's numbers.
+    /// Reads the numbers of a step.
     fn settle(&mut self, pending: PendingStep) -> Result<StepOutcome, TrainError> {
         let PendingStep { mut outcome, numbers, probe_time, norm_factor, sets_z, suspects } = pending;
         outcome.ln_partition = self.objective.ln_z();
@@ -374,8 +374,8 @@ impl Trainer {
         Ok(outcome)
     }
 
-    /// Forward and backward, one micro-batch after the other; parameters get the gradient of the whole batch, times
-    /// `scale`.
+    /// Runs forward and backward passes, one micro-batch after the other. Leaves the gradient of the whole
+    /// batch, times `scale`, in the parameters.
     fn passes(
         &mut self,
         batch: &Batch,
@@ -454,7 +454,7 @@ impl Trainer {
         })
     }
 
-    /// The error of a step with such a number.
+    /// Returns the error of a step with this number.
     fn blame(
         &self,
         step: u64,
@@ -468,7 +468,7 @@ impl Trainer {
         Ok(TrainError::NotFinite { step, quantity, value, ids })
     }
 
-    /// Whether a step with such a number may be skipped.
+    /// Counts a skipped step. Returns its error if it may not be skipped, or too many in a row were.
     fn excuse(
         &mut self,
         step: u64,
@@ -492,7 +492,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Copies of batch norm's statistics, where a step may be skipped: the forward pass moves them.
+    /// Copies the batch-norm statistics, which a forward pass changes, if the step may be skipped.
     fn kept_statistics(&self) -> Vec<(Tensor, Tensor)> {
         if !self.may_skip() {
             return Vec::new();
@@ -500,7 +500,7 @@ impl Trainer {
         self.encoder.statistics().into_iter().map(|tensor| (tensor.copy(), tensor)).collect()
     }
 
-    /// Ids from every process.
+    /// Gathers ids from all processes.
     fn ids_of_all(&self, ids: Vec<u32>) -> Result<Vec<u32>, TrainError> {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         let all = self.group.gather_bytes(&bytes)?.concat();
@@ -520,8 +520,8 @@ impl Learner for Trainer {
         Learned { config, encoder, optimizer, cursor: *cursor }
     }
 
-    /// The host does not wait for the step itself, unless it may be skipped: then its numbers decide before anything
-    /// moves.
+    /// Launches a step without waiting for it. If steps may be skipped, `launch` waits, as the numbers decide
+    /// before anything changes.
     fn step(&mut self, batch: &Batch, here: Requests) -> Result<Option<StepOutcome>, TrainError> {
         if self.may_skip() {
             let before = self.finish()?;
@@ -529,7 +529,7 @@ impl Learner for Trainer {
             return Ok(before);
         }
         let launched = self.launch(batch, here);
-        // The step before comes first: a number of it that is not finite is the cause of what fails here.
+        // The previous step comes first: a number of it that is not finite causes errors here.
         let before = self.finish()?;
         self.pending = Some(launched?);
         Ok(before)

@@ -8,28 +8,28 @@ use crate::ingest::{BenchOptions, CheckDepth, bench};
 use crate::storage::Location;
 use crate::units::ByteSize;
 
-/// Ingest images, repeated to a size, beside decoding each of them once on the same threads.
+/// Ingest images, repeated to a size, and compare with decoding each of them once on the same threads.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench ingest --source imagenet-sample.tar --bytes 2GB --threads 2"
 )]
 pub(super) struct BenchIngestArgs {
-    /// The images, in any form that ingest takes
+    /// Images, in any form that ingest takes
     #[arg(long, value_name = "PATH|URL")]
     source: String,
     /// Repeat the images until they reach this size
     #[arg(long, value_name = "BYTES", default_value = "2GB")]
     bytes: ByteSize,
-    /// Threads; 0 for one on each core
+    /// Threads; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// How much of an image the ingest looks at
+    /// Depth of the check of an image
     #[arg(long, value_parser = choice::<CheckDepth>(), default_value = "full")]
     check: CheckDepth,
     /// Rounds; the median counts
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
-    /// Where to put copies and datasets for the time of the measurement [default: the temporary folder]
+    /// Folder for copies and datasets during the measurement [default: the temporary folder]
     #[arg(long, value_name = "DIR", value_parser = crate::cli::local_path)]
     scratch: Option<std::path::PathBuf>,
 }

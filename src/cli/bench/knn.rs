@@ -16,8 +16,8 @@ use crate::search::{Shape, draw_tables, search};
 
 /// Time the exact search of the kNN vote.
 ///
-/// The vectors are drawn, or those of --bank and --queries; a bank in a file is read during the search, as
-/// `instdisc knn` does. benches/knn_faiss.py compares with faiss on the same vectors in the same run.
+/// The vectors are random, or those of --bank and --queries. A bank in a file is read during the search, as
+/// in `instdisc knn`. benches/knn_faiss.py compares with faiss on the same vectors in the same run.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench knn --rows 200000 --query-rows 1000 --k 200 --shape clusters"
@@ -29,13 +29,13 @@ pub(super) struct BenchKnnArgs {
     /// Queries
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     query_rows: u32,
-    /// The length of a vector
+    /// Length of a vector
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     dim: u32,
-    /// The distribution of the vectors
+    /// Distribution of the vectors
     #[arg(long, value_name = "uniform|clusters", default_value = "uniform")]
     shape: Shape,
-    /// The seed of the vectors
+    /// Seed of the vectors
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Search this feature table
@@ -44,19 +44,19 @@ pub(super) struct BenchKnnArgs {
     /// Search with the vectors of this feature table
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Option<String>,
-    /// Neighbours of each query
+    /// Neighbours per query
     #[arg(long, value_name = "K", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     k: u32,
-    /// Threads that search; 0 for one on each core
+    /// Search threads; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Searches, each timed
+    /// Number of searches, each timed
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Write the drawn tables to bank.arrow and queries.arrow in this folder
+    /// Write the random tables to bank.arrow and queries.arrow in this folder
     #[arg(long, value_name = "URL", conflicts_with = "bank")]
     save: Option<String>,
-    /// Write neighbour ids and similarities here, as Parquet
+    /// Write neighbour ids and similarities to this Parquet file
     #[arg(long, value_name = "URL")]
     neighbours: Option<String>,
 }
@@ -68,15 +68,15 @@ struct Report {
     dim: usize,
     k: usize,
     threads: usize,
-    /// Where the bank was: `memory` or `file`.
+    /// Place of the bank: `memory` or `file`.
     bank: &'static str,
     /// Wall time of each search.
     search_seconds: Vec<f64>,
     /// Processor time of each search over all threads.
     cpu_seconds: Vec<f64>,
-    /// Queries per second of the quickest search.
+    /// Queries per second of the fastest search.
     queries_per_second: f64,
-    /// The most memory that the process had; none on systems without such accounts.
+    /// Peak memory of the process; `None` on systems without such accounting.
     peak_bytes: Option<u64>,
 }
 

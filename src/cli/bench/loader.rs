@@ -20,11 +20,10 @@ use crate::image::{Channels, Encoded, Limits, Region, RegionDecoder};
 use crate::ingest::peak_memory;
 use crate::loader::open_split;
 
-/// Measure how fast images become pixels, beside plainly decoding the same images.
+/// Measure how fast images become pixels, compared with plainly decoding the same images.
 ///
-/// Plain decoding is libjpeg-turbo's, of whole images to RGB. Each image goes through both in turn, so the
-/// ratio holds on a busy machine. Images are read into memory first. Those of a dataset come with their entry
-/// points, files without.
+/// Plain decoding uses libjpeg-turbo, for whole images to RGB. Each image passes both in turn, so the ratio is valid on
+/// a busy machine. Images are read into memory first. Those of a dataset have entry points, files do not.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench loader --images imagenet-sample-500.tar --stage full --threads 1"
@@ -33,16 +32,16 @@ pub(super) struct BenchLoaderArgs {
     /// JPEG files: a folder or a tar
     #[arg(long, value_name = "PATH", required_unless_present = "dataset", value_parser = crate::cli::local_path)]
     images: Option<PathBuf>,
-    /// A dataset, instead of files
+    /// Dataset to use instead of files
     #[arg(long, value_name = "URL", conflicts_with = "images")]
     dataset: Option<String>,
-    /// The dataset's split
+    /// Split of the dataset
     #[arg(long, value_name = "NAME", default_value = "train")]
     split: String,
-    /// The most images to take
+    /// Maximum number of images
     #[arg(long, value_name = "N", default_value_t = 1000)]
     limit: usize,
-    /// The last stage that is measured
+    /// Last stage to measure
     #[arg(long, value_enum, default_value = "full")]
     stage: Depth,
     /// Threads
@@ -51,12 +50,12 @@ pub(super) struct BenchLoaderArgs {
     /// Passes over the images, each with other crops
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// The side of the output, in pixels
+    /// Side of the output, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..))]
     image_size: u32,
 }
 
-/// An encoded image in memory.
+/// Encoded image in memory.
 struct File {
     bytes: Bytes,
     entry_points: Option<Bytes>,
@@ -79,7 +78,7 @@ struct Spent {
     wall: Duration,
 }
 
-/// Measures from one call to the next.
+/// Stopwatch that measures from one call to the next.
 struct Watch {
     cpu: Duration,
     wall: Instant,
@@ -98,7 +97,7 @@ impl Watch {
     }
 }
 
-/// What one thread measured: plain decoding, and the stages in their order.
+/// Times measured by one thread: plain decoding, and the stages in order.
 #[derive(Clone, Copy, Debug, Default)]
 struct Times {
     plain: Spent,
@@ -135,7 +134,7 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result
     write_json(&report(args, &files, &times, began.elapsed()))
 }
 
-/// Does this thread's share of the images, plain decoding and the stages in turn.
+/// Measures this thread's share of the images, alternating plain decoding and the stages.
 fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Result<Times> {
     let mut plain = PlainDecoder::new()?;
     let mut renderer = Renderer::default();
@@ -148,7 +147,7 @@ fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Res
     }
     let mut times = Times::default();
     let limits = Limits { max_pixels: u64::MAX };
-    // The first pass fills the caches and buffers and is not counted.
+    // The first pass fills caches and buffers and is not counted.
     for round in 0..=args.rounds {
         for (index, file) in files.iter().enumerate().skip(thread).step_by(usize::from(args.threads)) {
             if round == 1 && index == thread {
@@ -176,7 +175,7 @@ fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Res
     Ok(times)
 }
 
-/// libjpeg-turbo with its default settings, into a buffer that is kept.
+/// Decoder of libjpeg-turbo with default settings, into a reused buffer.
 struct PlainDecoder {
     decompressor: Decompressor,
     pixels: Vec<u8>,
@@ -195,7 +194,7 @@ impl PlainDecoder {
         }
         let pixels = &mut self.pixels[..pitch * header.height];
         let (width, height, format) = (header.width, header.height, PixelFormat::RGB);
-        // A warning does not matter here; both sides decode the same file.
+        // Warnings do not matter here, as both sides decode the same file.
         let _ = self.decompressor.decompress(file, Image { pixels, width, pitch, height, format });
         std::hint::black_box(&mut self.pixels);
         Ok(())

@@ -17,9 +17,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::GlobalArgs;
 
-/// Measure a part of the program on this machine; prints JSON.
+/// Measure a part of the program on this machine, as JSON.
 ///
-/// Trust ratios of one run: machines differ from run to run.
+/// Trust only ratios within one run, as machines vary between runs.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  instdisc bench ingest --source imagenet-sample.tar --threads 2")]
 pub(super) struct BenchArgs {
@@ -41,13 +41,13 @@ enum Bench {
 }
 
 impl BenchArgs {
-    /// Whether it measures what needs libtorch.
+    /// Returns whether the benchmark needs libtorch.
     pub(super) fn needs_torch(&self) -> bool {
         !matches!(self.what, Bench::Ingest(_) | Bench::Knn(_) | Bench::Loader(_))
     }
 }
 
-/// Measures what needs libtorch.
+/// Runs benchmarks that need libtorch.
 #[cfg(feature = "torch")]
 pub(super) fn run_learning(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
@@ -58,7 +58,7 @@ pub(super) fn run_learning(args: &BenchArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Measures what needs none.
+/// Runs benchmarks that do not need libtorch.
 pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         Bench::Ingest(args) => ingest::run(global, args),

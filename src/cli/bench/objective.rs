@@ -19,43 +19,43 @@ use crate::run_config::{
 };
 use crate::units::Temperature;
 
-/// Loss and gradient of one batch against a bank of random rows.
+/// Measure loss and gradient of one batch against a bank of random rows.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench objective --objective softmax --instances 1281167 --batch-size 256"
 )]
 pub(in crate::cli) struct ObjectiveArgs {
-    /// The objective
+    /// Training objective
     #[arg(long, value_parser = choice::<ObjectiveKind>(), value_name = "NAME", default_value = "nce")]
     objective: ObjectiveKind,
     /// Rows of the bank
     #[arg(long, value_name = "N", default_value_t = 1_281_167)]
     instances: usize,
-    /// The length of a row
+    /// Length of a row
     #[arg(long, value_name = "N", default_value_t = 128)]
     dim: usize,
-    /// Queries of a batch
+    /// Queries per batch
     #[arg(long, value_name = "N", default_value_t = 256)]
     batch_size: usize,
-    /// K, sampled rows of each query (nce, infonce)
+    /// Sampled rows per query, K (nce, infonce)
     #[arg(long, value_name = "K", default_value_t = 4096)]
     negatives: usize,
-    /// Whether queries share their sampled rows
+    /// Sharing of sampled rows between queries
     #[arg(long, value_parser = choice::<Sampling>(), value_name = "NAME", default_value = "per-sample")]
     negative_sampling: Sampling,
-    /// τ
+    /// Temperature τ
     #[arg(long, value_name = "TAU", default_value = "0.07")]
     temperature: Temperature,
-    /// The type in which the bank keeps its numbers
+    /// Number type of the bank's rows
     #[arg(long, value_parser = choice::<BankDtype>(), value_name = "NAME", default_value = "f32")]
     bank_dtype: BankDtype,
     /// Let tensor cores round the factors of products (CUDA)
     #[arg(long)]
     tf32: bool,
-    /// Where to compute: auto, cpu or cuda:N
+    /// Device: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
-    /// Evaluations that are measured, after one that is not
+    /// Measured evaluations, after one for warm-up
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeats: usize,
 }

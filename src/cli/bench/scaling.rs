@@ -10,28 +10,28 @@ use serde_json::{Value, json};
 use crate::cli::progress::say;
 use crate::cli::write_json;
 
-/// Training steps by 1, 2 and more processes of this machine, with the same global batch.
+/// Measure training steps with 1, 2 and more processes of this machine, at the same global batch.
 ///
-/// For each number N of processes: N train together, and then N train side by side, each alone on one N-th of batch and
-/// bank. The difference is the cost of communication.
+/// For each number N of processes: N train together, and then N train side by side, each alone on an N-th of
+/// batch and bank. The difference is the cost of communication.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench scaling --ranks 1,2 --instances 100000 -- --arch resnet18 --image-size 64"
 )]
 pub(in crate::cli) struct ScalingArgs {
-    /// Numbers of processes, with commas between
+    /// Numbers of processes, separated by commas
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
     ranks: Vec<usize>,
     /// Rows of the whole bank
     #[arg(long, value_name = "N", default_value_t = 1_281_167)]
     instances: usize,
-    /// Images of a global batch
+    /// Images per global batch
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch_size: usize,
-    /// Steps that are measured
+    /// Measured steps
     #[arg(long, value_name = "N", default_value_t = 10)]
     steps: usize,
-    /// Other options of `instdisc bench step`, after --
+    /// Further options of `instdisc bench step`, after --
     #[arg(last = true, value_name = "OPTIONS")]
     more: Vec<String>,
 }
@@ -71,7 +71,7 @@ pub(super) fn run(args: &ScalingArgs) -> anyhow::Result<()> {
     }))
 }
 
-/// Runs processes at once, in groups of `world`; returns what the first of each prints.
+/// Runs processes concurrently, in groups of `world`. Returns the output of the first of each group.
 fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Vec<Value>> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let groups = processes / world;
@@ -86,7 +86,7 @@ fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Ve
             command.args(["--rank", &rank.to_string(), "--world-size", &world.to_string()]);
             command.args(["--master", &master]);
         } else if processes > 1 {
-            // Each on another device, as ranks are.
+            // Each process uses another device, as ranks do.
             command.env("CUDA_VISIBLE_DEVICES", visible_device(rank));
         }
         command.stdout(Stdio::piped()).spawn().context("a process cannot be started")
@@ -105,14 +105,14 @@ fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Ve
     Ok(printed)
 }
 
-/// The CUDA device of a process, among those that this one sees.
+/// Returns the CUDA device of a process, among those visible to this one.
 fn visible_device(rank: usize) -> String {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
     let own = visible.split(',').map(str::trim).filter(|device| !device.is_empty()).nth(rank);
     own.map_or_else(|| rank.to_string(), str::to_owned)
 }
 
-/// The slowest of several: all wait for it.
+/// Returns the slowest of several measurements, which all processes wait for.
 fn slowest(measured: Vec<Value>) -> anyhow::Result<Value> {
     let step = |value: &Value| value["step_seconds"].as_f64().unwrap_or(f64::INFINITY);
     let slowest = measured.into_iter().max_by(|a, b| step(a).total_cmp(&step(b)));

@@ -11,10 +11,10 @@ use crate::cli::write_json;
 use crate::run_config::{Given, OptionSpec, TrainConfig, read_file, shown};
 use crate::train::StepBench;
 
-/// Training steps on drawn pixels, split into their phases.
+/// Measure training steps on random pixels, split into their phases.
 ///
-/// Options and run files are those of `instdisc train`; nothing is read or written. Under torchrun or srun it
-/// measures several processes.
+/// Options and configuration files are those of `instdisc train`; nothing is read or written. Under torchrun
+/// or srun this measures several processes.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc bench step --arch resnet50 --batch-size 256 --precision bf16 --channels-last --device cuda:0")]
@@ -22,13 +22,13 @@ pub(in crate::cli) struct StepArgs {
     /// Rows of the bank
     #[arg(long, value_name = "N", default_value_t = 1_281_167)]
     instances: usize,
-    /// Steps that are measured
+    /// Measured steps
     #[arg(long, value_name = "N", default_value_t = 20)]
     steps: usize,
-    /// Steps before those, which are not
+    /// Warm-up steps before the measured ones
     #[arg(long, value_name = "N", default_value_t = 5)]
     warmup_steps: usize,
-    /// A TOML file with options
+    /// TOML file with options
     #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -37,7 +37,7 @@ pub(in crate::cli) struct StepArgs {
     ranks: RankFlags,
 }
 
-/// All options, with the general defaults: no images decide them here.
+/// All options, with the general defaults, as there are no images to adapt them to.
 #[derive(Debug)]
 enum OfSteps {}
 

@@ -1,15 +1,15 @@
-//! `{000..146}` and `{a,b}` in the names of sources, as bash expands them; quoted, since a shell knows no object store.
+//! Brace expansion of source names, `{000..146}` and `{a,b}`, which a shell cannot do for object stores.
 //!
-//! As in bash, groups may hold groups, `{a}` and `${a}` stand for themselves, and numbers are padded where one of a
-//! range's ends begins with a zero. A backslash before `{`, `}` or `,` names that character. Ranges of letters and of
-//! numbers below zero, which bash knows, are errors, and so are braces without their partner.
+//! As in bash, groups nest, `{a}` and `${a}` stand for themselves, and numbers are padded if an end of their
+//! range starts with a zero. A backslash escapes `{`, `}` and `,`. Unlike in bash, ranges of letters and of
+//! negative numbers are errors, and so are unbalanced braces.
 
 use anyhow::bail;
 
-/// More names than this are a slip of the pen.
+/// Number of names above which the pattern is probably a mistake.
 const MOST_NAMES: u64 = 1_000_000;
 
-/// Every name that the pattern stands for, in its order.
+/// Returns all names that the pattern expands to, in order.
 pub(in crate::cli) fn expand(pattern: &str) -> anyhow::Result<Vec<String>> {
     let mut parser = Parser { pattern, at: 0 };
     let names = parser.names(false)?;
@@ -19,12 +19,12 @@ pub(in crate::cli) fn expand(pattern: &str) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// How a brace is named.
+/// Advice in errors.
 const HINT: &str = "write `\\{` and `\\}` for braces in a name";
 
 struct Parser<'a> {
     pattern: &'a str,
-    /// The bytes that were read.
+    /// Bytes read so far.
     at: usize,
 }
 
@@ -33,7 +33,7 @@ impl Parser<'_> {
         &self.pattern[self.at..]
     }
 
-    /// What stands up to the end, or within a group to its next `,` or `}`.
+    /// Parses up to the end, or within a group up to its next `,` or `}`.
     fn names(&mut self, in_group: bool) -> anyhow::Result<Vec<String>> {
         let mut names = vec![String::new()];
         while let Some(first) = self.rest().chars().next() {
@@ -51,7 +51,7 @@ impl Parser<'_> {
                     self.at += 1;
                     1
                 }
-                // A variable of a shell is none of ours.
+                // Not a group, but a shell variable.
                 '$' if self.rest()[1..].starts_with('{') => self.rest().find('}').map_or(2, |end| end + 1),
                 other => other.len_utf8(),
             };
@@ -62,7 +62,7 @@ impl Parser<'_> {
         Ok(names)
     }
 
-    /// A group from its `{` to its `}`.
+    /// Parses a group from its `{` to its `}`.
     fn group(&mut self) -> anyhow::Result<Vec<String>> {
         let (open, mut members) = (self.at + 1, Vec::new());
         let mut commas = 0;
@@ -118,7 +118,7 @@ impl Parser<'_> {
     }
 }
 
-/// A number in digits alone: `+1` is none.
+/// Parses a number that has only digits, without `+`.
 fn number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }

@@ -10,42 +10,42 @@ use crate::run_config::{DeviceChoice, OnCorrupt};
 
 /// Find the most similar images of a dataset for your own images.
 ///
-/// The run's encoder embeds the images as it does those of a dataset, and the rows of the bank are compared
-/// by their cosine. Run and dataset are only read.
+/// The run's encoder embeds the images like those of a dataset, and their cosines with the rows of the bank
+/// are compared. Run and dataset are only read.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc query --run runs/r50 --image photo.jpg --dataset data/in1k --page photo.html"
 )]
 pub(in crate::cli) struct QueryArgs {
-    /// A run, for its newest checkpoint, or a checkpoint
+    /// Run, for its newest checkpoint, or checkpoint
     #[arg(long, value_name = "URL")]
     run: String,
     /// Images, or folders of images; repeatable
     #[arg(long, value_name = "URL", required = true, num_args = 1..)]
     image: Vec<String>,
-    /// The rows to search: a table of `embed`, or a checkpoint or run [default: the bank of --run]
+    /// Rows to search: a table of `embed`, or a checkpoint or run [default: the bank of --run]
     #[arg(long, value_name = "URL")]
     bank: Option<String>,
-    /// The dataset of these rows, for their paths and the page's images
+    /// Dataset of these rows, for their paths and the page's images
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
     /// Neighbours of an image [default: 10]
     #[arg(long, value_name = "K")]
     k: Option<usize>,
-    /// A page (.html) of the images and their neighbours, with images of these if --dataset is given
+    /// Page (.html) of the images and their neighbours, with images of these if --dataset is given
     #[arg(long, value_name = "URL")]
     page: Option<String>,
-    /// What happens at a broken image
+    /// Action at a corrupt image
     #[arg(long, value_name = "WHAT", value_parser = choice::<OnCorrupt>(), default_value = "fail")]
     on_corrupt: OnCorrupt,
-    /// What happens to the orientation in EXIF [default: as --dataset was ingested; without it such an image
-    /// is an error]
+    /// Interpretation of the orientation in EXIF [default: as --dataset was ingested; without it such an
+    /// image is an error]
     #[arg(long, value_name = "WHAT", value_parser = choice::<ExifOrientation>())]
     exif_orientation: Option<ExifOrientation>,
     /// Threads that decode and search; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Where to compute: auto, cpu or cuda:N
+    /// Device: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
 }
@@ -68,8 +68,8 @@ pub(in crate::cli) fn run(global: &GlobalArgs, args: &QueryArgs) -> anyhow::Resu
     global.write_result(&report.images.iter().flat_map(lines).collect::<Vec<_>>(), &report)
 }
 
-/// An image, and below it a line for each neighbour: its cosine, its path or number, and its class where the
-/// path does not begin with that.
+/// Formats an image, and below it a line for each neighbour: its cosine, its path or number, and its class
+/// unless the path starts with that.
 fn lines(queried: &QueriedImage) -> Vec<String> {
     let line = |FoundRow { id, similarity, class, path, .. }: &FoundRow| {
         let name = path.clone().unwrap_or_else(|| format!("image {id}"));

@@ -1,4 +1,4 @@
-//! Every command that the job scripts, manifests and guides give is one that the program takes.
+//! Checks that the program accepts every command in job scripts, manifests and guides.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What stands for the value of a variable: it is taken for a path, a number and a name.
+/// Replacement for the value of a variable; valid as a path, a number and a name.
 const VALUE: &str = "1";
 
-/// Words of a shell's command line, up to where it ends or its output goes elsewhere. Variables become values.
+/// Splits a shell's command line into words, up to its end or a redirection. Variables become values.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let (mut word, mut begun, mut quote) = (String::new(), false, None);
@@ -37,12 +37,12 @@ fn words(line: &str) -> Vec<String> {
                         name.push(next);
                     }
                 }
-                // Words that are there where the variable is set.
+                // Words that exist if the variable is set.
                 if let Some((_, more)) = name.split_once(":+").filter(|_| quote.is_none() && !begun) {
                     words.extend(self::words(more));
                     continue;
                 }
-                // An empty array of options gives no word.
+                // An empty array of options gives no words.
                 match name.contains('@') {
                     true => begun = !word.is_empty(),
                     false => (word, begun) = (word + VALUE, true),
@@ -68,15 +68,15 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Lines with their continuations.
+/// Joins continued lines.
 fn lines(text: &str) -> Vec<String> {
     text.replace("\\\n", " ").lines().map(|line| line.trim().to_owned()).collect()
 }
 
-/// The commands of a shell script or of the indented lines of a guide.
+/// Returns the commands of a shell script or of the indented lines of a guide.
 fn shell_commands(text: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
-    // The variables of loops, each with its first value: an option may take no other.
+    // Loop variables, each with its first value, as an option may accept no other.
     let mut loops: Vec<(String, String)> = Vec::new();
     for line in lines(text) {
         let mut words_of_loop = line.trim_end_matches("; do").split_whitespace();
@@ -101,7 +101,7 @@ fn shell_commands(text: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// The arguments of the containers of a manifest.
+/// Returns the arguments of the containers in a manifest.
 fn manifest_commands(text: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
     let mut lines = text.lines().peekable();
@@ -120,7 +120,7 @@ fn manifest_commands(text: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// `$(NAME)` becomes a value.
+/// Replaces `$(NAME)` by a value.
 fn with_values(item: &str) -> String {
     match (item.find("$("), item.find(')')) {
         (Some(start), Some(end)) if start < end => format!("{}{VALUE}{}", &item[..start], &item[end + 1..]),
@@ -151,7 +151,7 @@ fn every_command_of_the_jobs_is_one_that_the_program_takes() {
         check(path, &commands);
         count += commands.len();
     }
-    // Three for SLURM, four and three for Kubernetes, and those of the demo.
+    // Three commands for SLURM, four and three for Kubernetes, and those of the demo.
     assert!(count >= 15, "only {count} commands were found");
 }
 

@@ -10,7 +10,7 @@ use crate::dataset::Manifest;
 use crate::run_config::Images;
 use crate::train::{Estimate, StepTime, TrainJob};
 
-/// Prints what a run needs; of one that has begun, what is left.
+/// Prints the resources that a run needs; for a run that has started, the rest.
 pub(super) fn estimate(global: &GlobalArgs, job: &TrainJob) -> anyhow::Result<()> {
     let done = job.check()?;
     let TrainJob { dataset, config, rendezvous, .. } = job;
@@ -30,7 +30,7 @@ pub(super) fn estimate(global: &GlobalArgs, job: &TrainJob) -> anyhow::Result<()
     global.write_result(&[estimate.lines(), time.collect()].concat(), &estimate)
 }
 
-/// How long the steps take that are left.
+/// Formats the duration of the remaining steps.
 fn time_line(time: &StepTime, estimate: &Estimate) -> String {
     let StepTime { device, images, measured_images, step_seconds } = time;
     let scaled = if measured_images < images {

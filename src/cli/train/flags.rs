@@ -1,4 +1,4 @@
-//! The options of a run as flags, made from their descriptions.
+//! Flags for the options of a run, built from their descriptions.
 
 use std::marker::PhantomData;
 
@@ -9,16 +9,16 @@ use toml::{Table, Value};
 use crate::cli::names;
 use crate::run_config::{Arity, OptionSpec};
 
-/// Which options a command has.
+/// Selection of a command's options.
 pub(in crate::cli) trait Offer {
-    /// The options, each with the default that the help shows.
+    /// Returns the options, each with the default that the help shows.
     fn options() -> Vec<(&'static OptionSpec, Option<String>)>;
 }
 
-/// The flags of a command for the options that `O` offers.
+/// Flags of a command for the options that `O` offers.
 #[derive(Debug)]
 pub(in crate::cli) struct OptionFlags<O> {
-    /// The options that were given, by key.
+    /// Values of the given options, by key.
     pub(in crate::cli) given: Table,
     offer: PhantomData<O>,
 }
@@ -87,7 +87,7 @@ mod tests {
     use crate::cli::train::OfTraining;
     use crate::run_config::TrainConfig;
 
-    /// Texts that help shows for an option, by key.
+    /// Returns the texts that the help shows for each option, by key.
     fn helps(command: &Command) -> Vec<(String, String)> {
         let options = |arg: &&Arg| TrainConfig::OPTIONS.iter().any(|option| arg.get_id() == option.key);
         let shown = |arg: &Arg| (arg.get_id().to_string(), arg.get_help().expect("a help").to_string());

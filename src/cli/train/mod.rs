@@ -40,27 +40,27 @@ use crate::units::shell_word;
 
 /// Train an encoder and its memory bank.
 ///
-/// Running the same command again goes on from the newest checkpoint. SIGTERM, SIGUSR1 and Ctrl-C save
-/// a checkpoint and end with exit code 75; a second Ctrl-C ends without saving. Most runs need no option but --epochs,
-/// --image-size or --device: the others depend on the number and size of the images. Every option under the
-/// headings from "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of
-/// --config: `--batch-size 64` is `batch_size = 64`. A flag wins.
+/// The same command resumes from the newest checkpoint. SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint and end
+/// with exit code 75; a second Ctrl-C ends without saving. Most runs need only --epochs, --image-size or
+/// --device: the other options depend on the number and size of the images. Every option under the headings
+/// from "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of --config:
+/// `--batch-size 64` is `batch_size = 64`. A flag wins.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc train --dataset photos --run run --epochs 20    # settings by the images' number and size
   instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\
     --config jobs/runs/imagenet-resnet50-reference.toml")]
 pub(super) struct TrainArgs {
-    /// The dataset's folder
+    /// Folder of the dataset
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The run's folder: configuration, metrics, checkpoints
+    /// Folder of the run: configuration, metrics, checkpoints
     #[arg(long, value_name = "URL")]
     run: String,
-    /// A TOML file with options
+    /// TOML file with options
     #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
-    /// Print what the run needs of memory, disk and time, measured by a few steps on random pixels, and end
+    /// Print the memory, disk space and time that the run needs, measured by a few steps on random pixels, and exit
     #[arg(long)]
     estimate: bool,
     /// Serve the run's numbers for Prometheus at this address, such as 0.0.0.0:9400
@@ -86,7 +86,7 @@ impl Offer for OfTraining {
     }
 }
 
-/// Set by a signal that asks the run to end.
+/// Set by a signal that asks the run to stop.
 static STOP: StopFlag = StopFlag::new(false);
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
@@ -145,7 +145,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
             global.write_result(&lines, &result)
         }
     }?;
-    // The training is over, whatever the dataset is now.
+    // The training is finished, even if the dataset is no longer readable.
     if let Ok(next) = next_command(args, &job)
         && is_first
     {
@@ -154,7 +154,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What to train, by the command line and the file that it names.
+/// Builds the job from the command line and the configuration file.
 fn job(global: &GlobalArgs, args: &TrainArgs, rendezvous: &Rendezvous) -> anyhow::Result<TrainJob> {
     let file = args.config.as_deref().map(read_file).transpose()?;
     let given = Given::new(file.as_ref(), &args.options.given);
@@ -166,8 +166,8 @@ fn job(global: &GlobalArgs, args: &TrainArgs, rendezvous: &Rendezvous) -> anyhow
     Ok(TrainJob { dataset, run, init, config, rendezvous, collective_timeout, on_lost: end_as_lost })
 }
 
-/// Checks that nothing asks for datasets to be monitored and for no monitor. `--no-monitor` alone wins over
-/// the datasets of a file.
+/// Checks that monitored datasets and `no_monitor` are not both requested. `--no-monitor` alone wins over the
+/// datasets of a file.
 fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> {
     let (keys, flags) = (given.keys()?, given.flags);
     let asks = keys.contains("monitor") && !config.monitor.is_empty();
@@ -181,7 +181,7 @@ fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The datasets of `--monitor`, opened before the first step.
+/// Opens the datasets of `--monitor`, before the first step.
 fn other_monitors(
     global: &GlobalArgs,
     job: &TrainJob,
@@ -214,7 +214,7 @@ fn other_monitors(
     Ok(OtherMonitor::open_all(&asked, &job.config, images.count, progress)?)
 }
 
-/// The command that evaluates a run: by its training images where the dataset has no other split.
+/// Returns the command that evaluates a run, by its training images if the dataset has no other split.
 fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     let split = &job.config.split;
     let (run, dataset) = (shell_word(&args.run), shell_word(&args.dataset));
@@ -226,8 +226,8 @@ fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     Ok(format!("instdisc knn --run {run} --dataset {dataset}{split}"))
 }
 
-/// The configuration over the defaults for the images of the split, or those with which the run was begun;
-/// says which of these are not the general ones.
+/// Resolves the configuration over the defaults for the split's images, or over those that the run started
+/// with. Logs those that differ from the general defaults.
 fn resolve(
     dataset: &Location,
     run: &Location,
@@ -260,7 +260,7 @@ fn resolve(
     }
     let [before, now] = [&asked, &config].map(TrainConfig::values);
     let changed = |key: &str| begun.as_ref()?.config.get(key).filter(|value| **value != now[key]);
-    // What decides the cost is said in any case.
+    // Options that determine the cost are always logged.
     let is_said = |key: &str| before[key] != now[key] || changed(key).is_some() || ALWAYS_SAID.contains(&key);
     let text = |key: &str| match changed(key) {
         Some(value) => format!("{key} = {} (until now {})", in_words(key, &now[key]), in_words(key, value)),
@@ -296,7 +296,7 @@ fn resolve(
     Ok(config)
 }
 
-/// The value of an option as a line for people has it: with its unit, where the name lacks one.
+/// Formats an option's value for people, with its unit if the name lacks one.
 fn in_words(key: &str, value: &Value) -> String {
     let every = (key == "monitor_every").then(|| MonitorEvery::deserialize(value).ok()).flatten();
     every.map_or_else(|| value.to_string(), MonitorEvery::in_words)
@@ -319,40 +319,40 @@ pub(super) fn step_line(report: &StepReport, config: &TrainConfig) -> String {
     format!("epoch {}/{} loss {loss:.4} lr {lr} {images_per_second:.0} images/s", epoch + 1, config.epochs)
 }
 
-/// Shows a run in the terminal and evaluates the bank after each epoch.
+/// Hooks that show a run in the terminal and evaluate the bank after each epoch.
 struct TerminalHooks<'a> {
     job: &'a TrainJob,
-    /// Of several processes one speaks.
+    /// Whether this is rank 0, the only one that prints.
     is_first: bool,
     meter: Option<Meter>,
     monitor: Option<Monitor>,
-    /// Of other datasets.
+    /// Monitors of other datasets.
     others: Vec<OtherMonitor>,
     exporter: Option<Exporter>,
-    /// The loss in nats, and the scores, of what tells nothing and of the untrained encoder.
+    /// Loss in nats of uninformative features.
     chance_loss: Option<f64>,
     untrained: Option<f64>,
     chance: Option<f64>,
-    /// Shows what comes before the first step.
+    /// Display of work before the first step.
     before: Terminal<'a>,
-    /// A step, and when it was done.
+    /// Step from which the pace is measured, and the time when it was done.
     measured_from: Option<(u64, Instant)>,
     total_steps: u64,
-    /// Whether the next line of an epoch is of its last steps alone.
+    /// Whether the next line of an epoch covers only its last steps.
     resumed_within: bool,
 }
 
-/// Settings that are said also where they are the general ones.
+/// Settings that are logged even with their general defaults.
 const ALWAYS_SAID: [&str; 3] = ["arch", "epochs", "image_size"];
 
-/// Seconds to the end from which a run says when it will be.
+/// Remaining seconds above which a run announces its end.
 const WORTH_SAYING: f64 = 60.0;
 
-/// Steps that are measured before a run says when it will end.
+/// Steps measured before a run announces its end.
 const MEASURED_STEPS: u64 = 20;
 
 impl TerminalHooks<'_> {
-    /// The scores by the bank and on other datasets.
+    /// Returns the scores by the bank and on other datasets.
     fn scores(&self, state: Evaluation<'_>, shown: &Terminal<'_>) -> Result<Map<String, Value>, HookError> {
         let evaluate = |monitor: &Monitor| monitor.evaluate(state, shown);
         let mut scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), evaluate)?;
@@ -360,14 +360,14 @@ impl TerminalHooks<'_> {
             match other.evaluate(state, shown) {
                 Ok(found) => scores.extend(found),
                 Err(error) if state.stop.load(Ordering::Relaxed) => return Err(error),
-                // The other scores count nevertheless.
+                // The other scores still count.
                 Err(error) => tracing::warn!("--monitor: {} has no scores: {error}", other.name()),
             }
         }
         Ok(scores)
     }
 
-    /// The score of another dataset in a line of the metrics, with the most neighbours.
+    /// Formats the score on another dataset from a line of the metrics, for the largest number of neighbours.
     fn of_other(line: &MetricsLine, name: &str) -> Option<String> {
         let score = |key: &str| line.monitor.get(&format!("{name}/{key}")).and_then(Value::as_f64);
         let neighbours = line.monitor.keys().filter_map(|key| {
@@ -378,7 +378,7 @@ impl TerminalHooks<'_> {
         Some(format!("{name} {share:.1} % (k = {k}, chance {chance:.1} %)"))
     }
 
-    /// Says once how long steps take and the run will.
+    /// Announces once the time of a step and the end of the run.
     fn say_when_it_ends(&mut self, report: &StepReport) {
         let Some((from, since)) = self.measured_from else {
             self.measured_from = Some((report.step, Instant::now()));

@@ -1,4 +1,4 @@
-//! JSON, JSON lines and TOML: which file of a dataset or a run it is, by its keys.
+//! JSON, JSON lines and TOML files of a dataset or a run, recognised by their keys.
 
 use std::collections::BTreeSet;
 
@@ -12,26 +12,26 @@ use crate::ingest::{one_name_twice, parse_class_names};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
-/// The fields of a JSON object.
+/// Fields of a JSON object.
 type Fields = Map<String, Value>;
 
-/// What is shown of a report, where it has it.
+/// Fields of a report to show, if present.
 const REPORT_KEYS: &str = "split train_split step feature k temperature solver lr weight_decay label_fraction \
                            label_seed top1 top5 top1_interval top5_interval chance most_frequent_class retrieval \
                            queries unlabelled_queries bank_split bank_rows train_rows classes dataset_digest weights \
                            device precision notes";
-/// What is shown of each further feature of a report.
+/// Fields to show of each further feature of a report.
 const FEATURE_KEYS: &str = "feature top1 top5";
-/// What is shown of a configuration, where it has it.
+/// Fields of a configuration to show, if present.
 const CONFIG_KEYS: &str = "split limit arch image_size dim recipe batch_size epochs objective negatives partition \
                            temperature bank_momentum optimizer lr seed precision shuffle";
-/// The largest configuration file, in bytes; larger text is not read.
+/// Maximum size of a configuration file in bytes; larger text is not read.
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
-/// A summary of a file that begins like JSON; `None` if this program does not write such files.
+/// Summarises a file that begins like JSON; `None` if this program does not write such files.
 ///
 /// # Errors
-/// If it is damaged, or the store fails.
+/// If the file is damaged, or the store fails.
 pub(super) fn inspect_json(
     location: &Location,
     check: bool,
@@ -64,8 +64,8 @@ pub(super) fn inspect_json(
     Ok(found.map(|summary| checked(summary, check)))
 }
 
-/// A summary of other text: a configuration of this program in TOML, or names of classes for
-/// `ingest --classes`; `None` if it is neither.
+/// Summarises other text: a configuration of this program in TOML, or class names for `ingest --classes`;
+/// `None` if it is neither.
 ///
 /// # Errors
 /// If the store fails.
@@ -90,7 +90,7 @@ pub(super) fn inspect_text(location: &Location, check: bool) -> Result<Option<Va
     Ok(Some(checked(summary, check)))
 }
 
-/// A summary of names of classes; `None` if `ingest --classes` would not take them. Of a single line it is not known.
+/// Summarises class names; `None` if `ingest --classes` would reject them. A single line is ambiguous.
 fn class_list(bytes: &[u8]) -> Option<Value> {
     let names = parse_class_names(bytes).ok()?;
     (names.len() > 1 && one_name_twice(&names).is_none()).then(|| {
@@ -103,7 +103,7 @@ fn class_list(bytes: &[u8]) -> Option<Value> {
     })
 }
 
-/// Says how a file was checked that was read whole.
+/// Notes in the summary how a file was checked that was read as a whole.
 fn checked(mut summary: Value, check: bool) -> Value {
     if check {
         summary["verified_by"] = json!(WITHOUT_DIGEST);
@@ -115,13 +115,13 @@ fn has(fields: &Fields, names: &str) -> bool {
     names.split(' ').all(|name| fields.contains_key(name))
 }
 
-/// Some of the fields, those that are there and not null.
+/// Selects the fields that exist and are not null.
 fn chosen(fields: &Fields, names: &str) -> Fields {
     let found = names.split(' ').filter_map(|name| Some((name.to_owned(), fields.get(name)?.clone())));
     found.filter(|(_, value)| !value.is_null()).collect()
 }
 
-/// The folder of a dataset or a checkpoint, where the file is its manifest.
+/// Returns the folder of a dataset or checkpoint, if the file is its manifest.
 fn folder_meant(location: &Location, fields: &Fields) -> Option<Location> {
     let name = own_name(location);
     let of_dataset = name == "manifest.json" && has(fields, "splits");
@@ -129,7 +129,7 @@ fn folder_meant(location: &Location, fields: &Fields) -> Option<Location> {
     if of_dataset || of_checkpoint { location.folder() } else { None }
 }
 
-/// A summary of a JSON object, by its keys.
+/// Summarises a JSON object by its keys.
 fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<Value>, CommandError> {
     let report_kind = if has(fields, "grid bank_rows temperature") {
         Some("knn_report")
@@ -144,7 +144,7 @@ fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<
         return Ok(Some(report(kind, fields)));
     }
     if has(fields, "format_version dataset_digest splits") {
-        // A copy, away from its dataset.
+        // A copy outside its dataset.
         let manifest =
             Manifest::parse(text).map_err(|reason| CommandError::Data(format!("{location}: {reason}")))?;
         let mut summary = dataset_summary(&manifest);
@@ -158,7 +158,7 @@ fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<
     Ok(step.map(|step| json!({"kind": "finished", "step": step})))
 }
 
-/// What a report says, in short.
+/// Summarises a report.
 fn report(kind: &str, fields: &Fields) -> Value {
     let mut summary = Fields::from_iter([("kind".to_owned(), json!(kind))]);
     summary.extend(chosen(fields, REPORT_KEYS));
@@ -170,7 +170,7 @@ fn report(kind: &str, fields: &Fields) -> Value {
     Value::Object(summary)
 }
 
-/// What the `state.json` of a checkpoint says, in short.
+/// Summarises the `state.json` of a checkpoint.
 fn state(fields: &Fields) -> Value {
     let of = |name: &str| fields.get(name).cloned().unwrap_or_default();
     let (cursor, config) = (of("cursor"), of("config"));
@@ -189,7 +189,7 @@ fn state(fields: &Fields) -> Value {
     })
 }
 
-/// The objects of a file of JSON lines, and whether its last line is torn, as a killed copy leaves it.
+/// Parses JSON lines. Returns also whether the last line is incomplete, as after a killed copy.
 fn lines_of(location: &Location, text: &[u8]) -> Result<(Vec<Fields>, bool), CommandError> {
     let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
     let mut objects = Vec::new();
@@ -206,7 +206,7 @@ fn lines_of(location: &Location, text: &[u8]) -> Result<(Vec<Fields>, bool), Com
     Ok((objects, false))
 }
 
-/// What the lines of `metrics.jsonl` say, in short.
+/// Summarises the lines of `metrics.jsonl`.
 fn metrics(lines: &[Fields], is_torn: bool) -> Value {
     let losses: Vec<f64> = lines.iter().filter_map(|line| line.get("loss")?.as_f64()).collect();
     let ended = lines.iter().filter(|line| line.get("scope").is_some_and(|scope| scope == "epoch"));
@@ -233,12 +233,12 @@ fn metrics(lines: &[Fields], is_torn: bool) -> Value {
     summary
 }
 
-/// The value of the last line that has one.
+/// Returns the value in the last line that has one.
 fn newest<'a>(lines: &'a [Fields], key: &str) -> Option<&'a Value> {
     lines.iter().rev().find_map(|line| line.get(key).filter(|value| !value.is_null()))
 }
 
-/// Whether a number of the metrics is a score that the monitor measured; those of another dataset have its name before.
+/// Returns whether a metric is a score of the monitor; names for other datasets have a prefix.
 fn is_score(name: &str) -> bool {
     let score = name.rsplit('/').next().unwrap_or(name);
     score.starts_with("knn")

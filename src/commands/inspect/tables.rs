@@ -1,7 +1,7 @@
-//! Parquet tables: shards of a dataset, the other tables that this program writes, and those of other programs.
+//! Parquet tables: shards of a dataset, other tables of this program, and those of other programs.
 //!
-//! The columns decide which table it is. Unless everything is checked, only the footer and the columns of ids
-//! and labels are read, no images.
+//! The columns identify the table. Unless everything is checked, only the footer and the columns of ids and
+//! labels are read, but no images.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -23,7 +23,7 @@ use crate::feature_table::FeatureTable;
 use crate::guard::guard;
 use crate::storage::{Location, read_concurrently};
 
-/// The columns of each table. A feature table has `instance_id` and `feature`, and others that differ.
+/// Columns of each kind of table. A feature table has `instance_id` and `feature`; its other columns vary.
 const KINDS: [(&str, &str); 5] = [
     ("shard", "instance_id image label width height"),
     ("index", "instance_id label path shard row offset bytes width height digest view_hash"),
@@ -31,23 +31,23 @@ const KINDS: [(&str, &str); 5] = [
     ("label_subset", "instance_id label"),
     ("neighbours", "query_id neighbour_ids similarities"),
 ];
-/// Columns that a shard and an index also have, unless they are from before there were entry points.
+/// Further columns of shards and indexes, except those from before entry points existed.
 const ENTRY_POINTS: [&str; 3] = ["entry_points", "entry_points_offset", "entry_points_bytes"];
-/// The leaf column of the encoded images.
+/// Leaf column of the encoded images.
 const IMAGE_BYTES: &str = "image.bytes";
-/// What the writer of a dataset's tables calls itself, before the format's version.
+/// Name of the writer of a dataset's tables, before the format's version.
 const DATASET_WRITER: &str = "instdisc dataset ";
-/// Of tables with more rows, such as the index of a large dataset, ids and labels are not read.
+/// Number of rows, as in the index of a large dataset, above which ids and labels are not read.
 const MOST_ROWS_READ: u64 = 4_000_000;
-/// Rows that are decoded at a time.
+/// Rows decoded at a time.
 const BATCH_ROWS: usize = 256;
-/// Folders between a dataset and a file that its manifest names, at most: `index/0001/train.parquet`.
+/// Maximum number of folders between a dataset and a file of its manifest: `index/0001/train.parquet`.
 const MOST_FOLDERS: usize = 3;
 
-/// What a Parquet file is.
+/// Summarises a Parquet file.
 ///
 /// # Errors
-/// If it is damaged, or the store fails.
+/// If the file is damaged, or the store fails.
 pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, CommandError> {
     let table = Table::open(location)?;
     let columns = table.columns();
@@ -56,12 +56,12 @@ pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, Command
         KINDS.iter().find(|(_, names)| names.split(' ').eq(known.iter().copied())).map(|(kind, _)| *kind);
     let Some(kind) = kind else {
         if ["instance_id", "feature"].iter().all(|name| columns.contains(name)) {
-            // Reading a table checks it whole.
+            // Reading a table checks all of it.
             let mut summary = serde_json::to_value(FeatureTable::read(location)?.summary())?;
             summary["columns"] = json!(columns);
             return Ok(summary);
         }
-        // Of another program, such as one that `knn --bank` takes: what its footer says.
+        // Table of another program, such as `knn --bank` accepts: summarise the footer.
         let mut summary = table.summary("parquet")?;
         let types = table.metadata.schema().fields().iter();
         summary["types"] = types.map(|field| field.data_type().to_string()).collect();
@@ -88,7 +88,7 @@ pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, Command
     Ok(summary)
 }
 
-/// A Parquet file that was opened by its footer.
+/// Parquet file that was opened by its footer.
 struct Table<'a> {
     location: &'a Location,
     bytes: u64,
@@ -105,7 +105,7 @@ impl<'a> Table<'a> {
         self.metadata.schema().fields().iter().map(|field| field.name().as_str()).collect()
     }
 
-    /// What the footer says.
+    /// Summarises the footer.
     fn summary(&self, kind: &str) -> Result<Value, DatasetError> {
         let metadata = self.metadata.metadata();
         let file = metadata.file_metadata();
@@ -138,7 +138,7 @@ impl<'a> Table<'a> {
         Ok(summary)
     }
 
-    /// The ids and labels of all rows, by reads of these two columns alone.
+    /// Returns the ids and labels of all rows, reading only these two columns.
     fn ids_and_labels(&self) -> Result<(Vec<i64>, Vec<i64>), DatasetError> {
         let mask = ProjectionMask::columns(self.metadata.parquet_schema(), ["instance_id", "label"]);
         let ranges = guard(|| self.ranges(&mask)).map_err(|reason| damaged(self.location, reason))?;
@@ -158,7 +158,7 @@ impl<'a> Table<'a> {
         Ok((ids, labels))
     }
 
-    /// The places of some columns, a range for each column of each row group.
+    /// Returns the byte ranges of some columns, one for each column of each row group.
     fn ranges(&self, mask: &ProjectionMask) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         for group in self.metadata.metadata().row_groups() {
@@ -172,7 +172,7 @@ impl<'a> Table<'a> {
         ranges
     }
 
-    /// Hands on every batch with some of the columns; `each` says nothing where a value is not what it should be.
+    /// Calls `each` with every batch of some columns; `each` returns `None` for an invalid value.
     fn decode(
         &self,
         file: impl ChunkReader + 'static,
@@ -195,7 +195,7 @@ impl<'a> Table<'a> {
         decoded.map_err(wrong)?.map_err(wrong)
     }
 
-    /// Reads the table whole and compares it with the digests of its dataset's manifest, where that names it.
+    /// Reads the whole table and compares it with the digests of its dataset's manifest, if that lists the table.
     fn check(&self, kind: &str, summary: &mut Value) -> Result<(), CommandError> {
         let named = match kind {
             "shard" | "index" => Named::find(self.location)?,
@@ -233,7 +233,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// A file of a dataset: where the dataset is, and the file's path in it.
+/// File of a dataset: the dataset's location, and the path within it.
 struct Named {
     dataset: Location,
     manifest: Manifest,
@@ -241,7 +241,7 @@ struct Named {
 }
 
 impl Named {
-    /// Looks for the dataset in the folders above the file.
+    /// Searches for the dataset in the folders above the file.
     fn find(location: &Location) -> Result<Option<Self>, DatasetError> {
         let mut path = own_name(location);
         let mut above = location.folder();
@@ -249,7 +249,7 @@ impl Named {
             let Some(dataset) = above else { break };
             match Manifest::read(&dataset) {
                 Ok(manifest) => return Ok(Some(Self { dataset, manifest, path })),
-                // A manifest of another program has this name too.
+                // A manifest of another program may have the same name.
                 Err(DatasetError::NotThere { .. } | DatasetError::Manifest { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -260,8 +260,8 @@ impl Named {
     }
 }
 
-/// Reads every row group of a shard and checks it against the manifest; the sum of the encoded images' sizes.
-/// Opening it checks the footer.
+/// Reads every row group of a shard and checks it against the manifest; opening the shard checks the footer.
+/// Returns the total size of the encoded images.
 fn check_shard(
     dataset: &Location,
     entry: &ShardEntry,
@@ -274,7 +274,7 @@ fn check_shard(
         let rows = shard.read_row_group(row_group)?;
         image_bytes += rows.iter().map(|row| row.bytes.len() as u64).sum::<u64>();
     }
-    // Manifests from before have no digest of the footer.
+    // Older manifests have no digest of the footer.
     let is_whole =
         entry.footer.is_some() || shard.location().read_checked(Location::read, entry.digest)?.is_some();
     if is_whole {
@@ -288,7 +288,7 @@ fn damaged(location: &Location, reason: String) -> DatasetError {
     DatasetError::Damaged { shard: location.to_string(), reason }
 }
 
-/// The class names in the metadata of a shard.
+/// Returns the class names in the metadata of a shard.
 fn class_names(metadata: &ParquetMetaData) -> Option<Vec<String>> {
     let entries = metadata.file_metadata().key_value_metadata()?;
     let text = entries.iter().find(|entry| entry.key == "huggingface")?.value.as_deref()?;
@@ -296,27 +296,27 @@ fn class_names(metadata: &ParquetMetaData) -> Option<Vec<String>> {
     serde_json::from_value(described["info"]["features"]["label"]["names"].clone()).ok()
 }
 
-/// The values of a column of integers; none where it has another type or lacks one.
+/// Returns the values of a column of integers; `None` if it has another type or is missing.
 fn numbers<'a>(batch: &'a RecordBatch, column: &str) -> Option<&'a [i64]> {
     let array = batch.column_by_name(column)?.as_primitive_opt::<Int64Type>()?;
     (array.null_count() == 0).then(|| &array.values()[..])
 }
 
-/// The sum of the encoded images' sizes.
+/// Returns the total size of the encoded images.
 fn encoded_bytes(batch: &RecordBatch) -> Option<u64> {
     let image = batch.column_by_name("image")?.as_struct_opt()?;
     let encoded = image.column_by_name("bytes")?.as_binary_opt::<i32>()?;
     Some(encoded.iter().flatten().map(|bytes| bytes.len() as u64).sum())
 }
 
-/// Parts of a file with their offsets, read as the whole file; reads outside of them are errors.
+/// Parts of a file with their offsets, read as if they were the whole file; reads outside them are errors.
 struct Parts {
     bytes: u64,
     parts: Vec<(u64, Bytes)>,
 }
 
 impl Parts {
-    /// What follows a place, up to the end of its part.
+    /// Returns the bytes from an offset to the end of its part.
     fn after(&self, start: u64) -> parquet::errors::Result<Bytes> {
         let part = self.parts.iter().find(|(at, bytes)| (*at..*at + bytes.len() as u64).contains(&start));
         let (at, bytes) = part.ok_or_else(outside)?;

@@ -1,4 +1,4 @@
-//! kNN of a run: embeds a split under a checkpoint's encoder, then votes.
+//! kNN of a run: embeds a split with a checkpoint's encoder, then votes.
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -26,34 +26,34 @@ use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
 use crate::storage::{Location, PublishMode, StorageError};
 
-/// A run to evaluate.
+/// kNN evaluation of a run.
 #[derive(Clone, Debug)]
 pub struct KnnRun {
-    /// The run's folder, for its newest checkpoint, or the folder of a checkpoint.
+    /// Folder of the run, for its newest checkpoint, or of a checkpoint.
     pub run: Location,
-    /// The dataset's folder; one that the run was not trained on needs a `train_split`.
+    /// Folder of the dataset; a dataset that the run was not trained on requires `train_split`.
     pub dataset: Location,
-    /// The split of the queries; by default the dataset's first evaluation split.
+    /// Split of the queries; by default the dataset's first evaluation split.
     pub split: Option<String>,
-    /// The split that votes, for features other than the bank; by default the one that the run was trained on.
+    /// Split that votes, for features other than the bank; by default the one that the run was trained on.
     pub train_split: Option<String>,
-    /// What to compare; the first is the headline.
+    /// Features to compare; the first is the headline.
     pub features: Vec<KnnFeature>,
-    /// The number of this process among those on this machine; each takes another CUDA device.
+    /// Number of this process on its machine; each process uses another CUDA device.
     pub local_rank: usize,
 }
 
-/// The vectors that vote.
+/// Vectors that vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnnFeature {
-    /// The bank as stored in the checkpoint, for queries by the projection.
+    /// Bank of the checkpoint, for queries by the projection.
     Bank,
-    /// A layer, by which both splits are embedded.
+    /// Layer with which both splits are embedded.
     Layer(FeatureLayer),
 }
 
 impl KnnFeature {
-    /// The layer by which queries are embedded.
+    /// Returns the layer that embeds the queries.
     fn layer(self) -> FeatureLayer {
         match self {
             Self::Bank => FeatureLayer::Projection,
@@ -85,7 +85,7 @@ impl FromStr for KnnFeature {
 /// returned instead of a new one.
 ///
 /// # Errors
-/// If checkpoint or dataset cannot be read or do not fit together, or the store fails.
+/// If checkpoint or dataset cannot be read or do not belong together, or the store fails.
 pub fn knn_of_run(
     of: &KnnRun,
     job: &KnnJob,
@@ -103,7 +103,7 @@ pub fn knn_of_run(
         Some(output) => output.clone(),
         None => report_location(&eval, &run.report_name(default), step),
     };
-    // The file of neighbours is not one of the report's.
+    // Reports kept from earlier calls do not include the neighbours' file.
     let is_plain = job.output.is_none() && job.neighbours.is_none();
     if is_plain && let Some(report) = run.kept(&location, &weights, default)? {
         group.leave();
@@ -115,8 +115,8 @@ pub fn knn_of_run(
     Ok(run.evaluate(&checkpoint, location, PublishMode::Overwrite, || Ok(()))?.map(Report::New))
 }
 
-/// Evaluates every checkpoint of a run without a report, and waits for more; `each` gets the reports. Several watchers
-/// share a run's checkpoints.
+/// Evaluates every checkpoint of a run without a report, and waits for more; calls `each` with the reports.
+/// Several watchers share a run's checkpoints.
 ///
 /// # Errors
 /// If the dataset cannot be read, or the store fails. The summary lists damaged checkpoints.
@@ -151,7 +151,7 @@ pub fn watch_run(
     })
 }
 
-/// Whether the dataset is to blame, on which no checkpoint can be evaluated.
+/// Returns whether the dataset caused the error, so that no checkpoint can be evaluated.
 fn is_of_dataset(error: &CommandError) -> bool {
     match error {
         CommandError::OtherDataset { .. } | CommandError::Dataset(_) | CommandError::Loader(_) => true,
@@ -161,23 +161,23 @@ fn is_of_dataset(error: &CommandError) -> bool {
     }
 }
 
-/// What numbers of neighbours, in ascending order, add to the name of a report. Where 200 are the default, who asks for
-/// them finds the default's report.
+/// Returns the part of a report's name for these numbers of neighbours, in ascending order. Asking for 200
+/// where that is the default gives the default's report.
 fn k_in_name(asked: &[usize], default: usize) -> String {
     let is_default = asked.is_empty() || (asked == [MOST_BY_DEFAULT] && default == MOST_BY_DEFAULT);
     if is_default { String::new() } else { format!("-k{}", joined(asked)) }
 }
 
-/// A run whose checkpoints are evaluated on one split.
+/// Evaluation of a run's checkpoints on one split.
 struct RunEvaluation<'a> {
     of: &'a KnnRun,
     job: &'a KnnJob,
-    /// The run, also where `of` names one of its checkpoints.
+    /// Folder of the run, even if `of` names one of its checkpoints.
     run: Location,
     dataset: RunDataset,
     group: &'a ProcessGroup,
     progress: &'a dyn Progress,
-    /// The default of `k`, the same for each checkpoint, once one was read.
+    /// Default of `k`, which is the same for all checkpoints; set once one was read.
     default_k: OnceCell<usize>,
 }
 
@@ -199,12 +199,12 @@ impl<'a> RunEvaluation<'a> {
         Ok(Self { of, job, run, dataset, group, progress, default_k: OnceCell::new() })
     }
 
-    /// The split that votes.
+    /// Returns the split that votes.
     fn bank_split<'b>(&'b self, checkpoint: &'b Checkpoint) -> &'b str {
         self.of.train_split.as_ref().unwrap_or(&checkpoint.manifest().trained_on.split)
     }
 
-    /// The number of neighbours that vote by default.
+    /// Returns the default number of voting neighbours.
     fn default_k(&self, checkpoint: &Checkpoint) -> Result<usize, CommandError> {
         let (dataset, split) = (&self.dataset, self.bank_split(checkpoint));
         let all = dataset.manifest.split(&dataset.location, split)?.instances as usize;
@@ -215,7 +215,7 @@ impl<'a> RunEvaluation<'a> {
         Ok(default_k(rows.saturating_sub(usize::from(self.job.leave_one_out))))
     }
 
-    /// The numbers of neighbours asked for, in ascending order.
+    /// Returns the requested numbers of neighbours, in ascending order.
     fn asked(&self) -> Vec<usize> {
         let mut ks = self.job.k.clone();
         ks.sort_unstable();
@@ -223,7 +223,7 @@ impl<'a> RunEvaluation<'a> {
         ks
     }
 
-    /// The name of the report of the checkpoint in a folder, which is read only where the name depends on its rows.
+    /// Returns the report name of the checkpoint in a folder, which is read only if the name depends on its rows.
     fn report_name_of(&self, folder: &Location) -> String {
         if self.asked() != [MOST_BY_DEFAULT] {
             return self.report_name(MOST_BY_DEFAULT);
@@ -233,11 +233,11 @@ impl<'a> RunEvaluation<'a> {
         if let Some(default) = known {
             let _ = self.default_k.set(default);
         }
-        // The evaluation of a checkpoint that cannot be read says so.
+        // Evaluating an unreadable checkpoint reports the error.
         self.report_name(known.unwrap_or_default())
     }
 
-    /// The name of a checkpoint's report: `knn-val`, with the options that differ from the defaults.
+    /// Returns the name of a checkpoint's report: `knn-val`, with the options that differ from the defaults.
     fn report_name(&self, default_k: usize) -> String {
         let (Self { of, job, .. }, split) = (self, &self.dataset.split);
         let mut name = format!("knn-{split}");
@@ -263,8 +263,8 @@ impl<'a> RunEvaluation<'a> {
         name
     }
 
-    /// An existing report of these weights, this dataset and these neighbours, if its page is there too;
-    /// every process gets the same answer.
+    /// Returns an existing report of these weights, this dataset and these neighbours, if its page exists
+    /// too. All processes get the same answer.
     fn kept(
         &self,
         location: &Location,
@@ -274,7 +274,7 @@ impl<'a> RunEvaluation<'a> {
         let wanted = if self.job.k.is_empty() { vec![default_k] } else { self.asked() };
         // Earlier versions used the default's name for any report of 200 neighbours.
         let has_wanted = |report: &Value| {
-            // Earlier versions measured no retrieval, which is absent where nothing has a label.
+            // Earlier versions measured no retrieval; it is also absent without labels.
             let is_whole = report["top1"].is_null() || !report["retrieval"].is_null();
             let cells = report["grid"].as_array().into_iter().flatten();
             let ks: BTreeSet<_> = cells.filter_map(|cell| cell["k"].as_u64()).collect();
@@ -288,7 +288,7 @@ impl<'a> RunEvaluation<'a> {
         Ok(found.filter(|_| flags.iter().all(|flag| flag == &[1])))
     }
 
-    /// Evaluates a checkpoint and publishes the report, after `check` has passed.
+    /// Evaluates a checkpoint, and publishes the report after `check` has passed.
     fn evaluate(
         &self,
         checkpoint: &Checkpoint,
@@ -305,14 +305,14 @@ impl<'a> RunEvaluation<'a> {
         evaluate(&pairs, self.job, dataset, Some(&place), self.group as &dyn Searchers, self.progress)
     }
 
-    /// The folder of reports and features.
+    /// Returns the folder of reports and features.
     fn folder(&self, checkpoint: &Checkpoint) -> Result<Location, CommandError> {
         self.dataset.folder(&self.run, checkpoint, self.of.train_split.as_deref())
     }
 
-    /// Before anything is embedded: that queries which are left out are of the split that votes.
+    /// Checks, before anything is embedded, that `--leave-one-out` is used with queries of the split that votes.
     fn check_left_out(&self, checkpoint: &Checkpoint) -> Result<(), CommandError> {
-        // That the dataset is another one comes first.
+        // The error of another dataset takes precedence.
         self.folder(checkpoint)?;
         let RunDataset { manifest, location, split } = &self.dataset;
         let bank_split = self.bank_split(checkpoint);
@@ -326,7 +326,7 @@ impl<'a> RunEvaluation<'a> {
         Ok(())
     }
 
-    /// The tables of each feature; one pass over a split embeds all of its layers.
+    /// Returns the tables of each feature; one pass over a split embeds all of its layers.
     fn tables(&self, checkpoint: &Checkpoint) -> Result<Vec<KnnPair>, CommandError> {
         let Self { of, dataset, .. } = self;
         let split = self.bank_split(checkpoint);
@@ -354,7 +354,7 @@ impl<'a> RunEvaluation<'a> {
         Ok(pairs)
     }
 
-    /// The table of each feature's layer.
+    /// Returns the table of each feature's layer.
     fn embedded(
         &self,
         checkpoint: &Checkpoint,

@@ -1,8 +1,7 @@
-//! A feature's bank and queries, brought to one numbering of classes and ids.
+//! Bank and queries of a feature, with a common numbering of classes and ids.
 //!
-//! Tables of other programs may name classes and rows instead of numbering them. The bank stays as it is; the
-//! labels and ids of the queries become the bank's. What was understood of a table is said before anything is
-//! searched.
+//! Tables of other programs may have names instead of numbers for classes and rows. The bank is unchanged; labels and
+//! ids of the queries are mapped to the bank's. The interpretation of a table is reported before the search.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -14,36 +13,36 @@ use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::Location;
 
-/// Classes that an error names.
+/// Number of classes that an error names.
 const SHOWN_CLASSES: usize = 3;
 
-/// One feature: the rows that vote, and the queries.
+/// Voting rows and queries of one feature.
 #[derive(Debug)]
 pub struct KnnPair {
-    /// The rows that vote.
+    /// Voting rows.
     pub bank: Box<dyn Table>,
-    /// The queries.
+    /// Query vectors, with labels and ids of the bank's numbering.
     pub queries: FeatureTable,
-    /// How the rows of bank and queries are named.
+    /// Names of the rows of bank and queries.
     pub row_names: [RowNames; 2],
-    /// The labels, where images may have several.
+    /// Labels, if images may have several.
     pub label_sets: Option<Arc<LabelSets>>,
-    /// Why ids of bank and queries cannot be compared; none where they can.
+    /// Reason why ids of bank and queries cannot be compared; `None` if they can.
     pub unrelated: Option<String>,
 }
 
 impl KnnPair {
-    /// Two tables of this program.
+    /// Creates a pair of two tables of this program.
     pub fn new(bank: Box<dyn Table>, queries: FeatureTable) -> Self {
         Self { bank, queries, row_names: Default::default(), label_sets: None, unrelated: None }
     }
 
-    /// Opens a bank and reads queries; `columns` are those of each in tables of other programs, whose vectors
-    /// are brought to unit length if `normalize` is given.
+    /// Opens a bank and reads queries. `columns` are the column names of each in tables of other programs;
+    /// `normalize` brings the vectors of such tables to unit length.
     ///
     /// # Errors
-    /// If a table cannot be read or has no rows, its vectors are not of unit length, or the tables do not fit
-    /// each other.
+    /// If a table cannot be read or has no rows, its vectors do not have unit length, or the tables do not
+    /// belong together.
     pub fn open(
         (bank_at, queries_at): (&Location, &Location),
         columns: &[ColumnNames; 2],
@@ -87,8 +86,8 @@ impl KnnPair {
         Ok(pair)
     }
 
-    /// Brings the labels of the queries to the bank's numbers: by their names where a table of another
-    /// program has names, else by their numbers. What is to be said of them.
+    /// Maps the labels of the queries to the bank's numbers: by name if a table of another program has names,
+    /// else by number. Returns a note for the user.
     fn match_labels(
         &mut self,
         sides: [Option<&Foreign>; 2],
@@ -111,7 +110,7 @@ impl KnnPair {
             side.is_some_and(|side| matches!(side.labels, ForeignLabels::Sets { .. }))
         };
         let by_name = kinds.contains(&Some(true));
-        // Each class of the queries in the bank; where it has none, its name.
+        // Number in the bank of each class name.
         let number: HashMap<&str, u32> = bank_meta.classes.iter().map(String::as_str).zip(0..).collect();
         if by_name && number.len() < bank_meta.classes.len() {
             let reason = "has two classes of one name, so labels cannot be matched by their names";
@@ -135,7 +134,7 @@ impl KnnPair {
             self.queries.labels.iter().any(Option::is_some) || has_sets(sides[1]),
         ];
         if has_labels != [true; 2] {
-            // Nothing is scored, and nothing has to fit.
+            // Nothing is scored, so nothing has to match.
             if sides.iter().any(Option::is_some) && !bank_meta.classes.is_empty() {
                 self.queries.meta.classes = bank_meta.classes;
                 self.queries.labels.fill(None);
@@ -143,7 +142,7 @@ impl KnnPair {
             return Ok(None);
         }
         if !by_name {
-            // The classes of this program's table are 0 to their number; those of the other are numbers alone.
+            // Classes of this program's table are 0 to their number; other tables have arbitrary numbers.
             let numbered: [&dyn Table; 2] = [&*self.bank, &self.queries];
             let count = [0, 1].map(|side| sides[side].is_none().then_some(metas[side].classes.len()));
             for (side, count) in [(0, count[1]), (1, count[0])] {
@@ -173,7 +172,7 @@ impl KnnPair {
             };
             let mut sets =
                 LabelSets { bank: rows(sides[0], &*self.bank), queries: rows(sides[1], &self.queries) };
-            // No row shares a label that the bank lacks; its number follows those of the bank.
+            // A label that the bank lacks is shared by no row; its number follows the bank's.
             let shared: HashSet<u32> = sets.bank.iter().flatten().copied().collect();
             let (mut found, mut missing) = (BTreeSet::new(), BTreeSet::new());
             for labels in &mut sets.queries {
@@ -213,8 +212,7 @@ impl KnnPair {
         Ok(note)
     }
 
-    /// Brings ids that are text to numbers: equal texts have equal ids. Ids that cannot be compared become
-    /// different ones.
+    /// Maps text ids to numbers: equal texts get equal ids. Ids that cannot be compared get distinct ones.
     fn match_ids(&mut self, sides: [Option<&Foreign>; 2], are_one_file: bool) {
         let [bank, queries] = sides.map(|side| side.map_or(RowNames::Ids, |side| side.rows.clone()));
         let own: HashMap<&str, InstanceId> = match (&bank, &queries) {
@@ -247,13 +245,13 @@ impl KnnPair {
     }
 }
 
-/// Whether two locations are one file, also by other spellings and through links.
+/// Returns whether two locations are the same file, even by another spelling or through links.
 pub(in crate::commands) fn are_one_file(a: &Location, b: &Location) -> bool {
     let [real_a, real_b] = [a, b].map(|place| place.local_path().and_then(|path| path.canonicalize().ok()));
     real_a.zip(real_b).map_or_else(|| a.to_string() == b.to_string(), |(a, b)| a == b)
 }
 
-/// Some classes, and how many more there are.
+/// Lists some classes, and the number of the others.
 fn some(classes: &[String]) -> String {
     let shown: Vec<_> = classes.iter().take(SHOWN_CLASSES).map(|class| format!("`{class}`")).collect();
     let more = classes.len().saturating_sub(shown.len());
@@ -277,7 +275,7 @@ mod tests {
     use crate::progress::Quiet;
     use crate::storage::PublishMode;
 
-    /// Vectors in a plane, at these angles in degrees.
+    /// Returns vectors in a plane, at these angles in degrees.
     fn vectors(angles: &[f32], length: f32) -> ArrayRef {
         let of = |angle: &f32| [length * angle.to_radians().cos(), length * angle.to_radians().sin()];
         let values = Float32Array::from_iter_values(angles.iter().flat_map(of));
@@ -303,7 +301,7 @@ mod tests {
         Arc::new(lists.finish())
     }
 
-    /// What was said of tables.
+    /// Notes about tables.
     #[derive(Default)]
     struct Notes(Mutex<Vec<String>>);
 
@@ -367,7 +365,7 @@ mod tests {
     fn classes_of_both_tables_are_matched_by_their_names() {
         let files = Files::new();
         let bank = files.table("bank.parquet", &[0.0, 60.0, 120.0], ("class", text(&["dog", "cat", "ant"])));
-        // By the order of these names alone, ant is 0 and dog is 1, as cat is in the bank.
+        // Sorted by these names alone, ant would be 0 and dog 1, as cat is only in the bank.
         let queries = ("class", text(&["dog", "ant", "-"]));
         let queries = files.table("queries.parquet", &[1.0, 121.0, 61.0], queries);
         let pair = open(&bank, &queries, false).expect("opened");
@@ -404,7 +402,7 @@ mod tests {
         assert!(error.contains("two classes of one name"), "{error}");
     }
 
-    /// A table of this program has numbers and names.
+    /// A table of this program has both numbers and names.
     #[test]
     fn a_table_of_this_program_fits_names_and_numbers() {
         let files = Files::new();
@@ -419,10 +417,10 @@ mod tests {
         assert_eq!(pair.queries.labels, [Some(ClassId(2)), Some(ClassId(0))]);
         let pair = open(&own, &write("numbered.parquet", numbers(&[1, -1])), false).expect("by number");
         assert_eq!(pair.queries.labels, [Some(ClassId(1)), None]);
-        // Counted from 1, each label but the last would be another class.
+        // Counted from 1, all labels except the last would be another class.
         let error = refused(&own, &write("from-one.parquet", numbers(&[1, 3])));
         assert!(error.contains("row 1: class 3") && error.contains("counted from 1"), "{error}");
-        // The other way round, `eel` is the second of the bank's names, and it has no dog.
+        // In reverse, `eel` is the second of the bank's names, and there is no dog.
         let error = refused(&named, &own);
         assert!(error.contains("the class `dog`"), "{error}");
         table.labels = vec![Some(ClassId(2)); 4];
@@ -443,17 +441,17 @@ mod tests {
         let retrieval = found.retrieval.as_ref().expect("labels");
         assert!(found.top1.is_nan() && found.notes[0].contains("several labels"), "{:?}", found.notes);
         assert_eq!((found.queries, found.unlabelled_queries, found.bank_rows), (2, 1, 2));
-        // For the dog at 59 degrees the only relevant row is the third.
+        // For the dog at 59 degrees only the third row is relevant.
         assert_eq!(retrieval.recall[0].recall, 0.5);
         let (first, second) = (1.0 / 3.0, (1.0 + 2.0 / 3.0) / 2.0);
         assert!((retrieval.map - (first + second) / 2.0).abs() < 1e-12, "{}", retrieval.map);
-        // One label an image is a set of one.
+        // A single label per image is a set of one.
         let single = files.table("single.parquet", &[1.0], ("class", text(&["sky"])));
         let pair = open(&bank, &single, false).expect("opened");
         assert_eq!(report(&pair, 1, false).retrieval.expect("labels").recall[0].recall, 1.0);
     }
 
-    /// Lists of names and of numbers alike.
+    /// Applies to lists of names and of numbers.
     #[test]
     fn labels_of_lists_that_the_bank_lacks_are_said_and_no_row_shares_them() {
         let files = Files::new();
@@ -482,7 +480,7 @@ mod tests {
         let (of_numbers, said) = measured(&numbered, &other);
         assert_eq!((map, of_numbers), (0.5, 0.5));
         assert!(said.contains("2 of its 3 labels: `900`, `901`"), "{said}");
-        // Tables that share no label are of different data.
+        // Tables that share no label have different data.
         for (bank, queries, label) in [
             (&named, write("ice.parquet", &[1.0], sets(&["ice"])), "`ice`"),
             (&numbered, write("900.parquet", &[1.0], lists(&[&[900]])), "`900`"),
@@ -581,7 +579,7 @@ mod tests {
         let pair = open(&bank, &queries, false).expect("opened");
         assert_eq!(pair.queries.ids[0], pair.bank.id(2));
         assert!(!pair.bank.ids().any(|id| id == pair.queries.ids[1]) && pair.unrelated.is_none());
-        // Its own row is the only one of class b.
+        // The query's own row is the only one of class b.
         assert_eq!([false, true].map(|without| report(&pair, 1, without).top1), [1.0, 0.5]);
         let unnamed = write("unnamed.parquet", None, &[0.0, 90.0], &["a", "b"]);
         let numbered = write("numbered.parquet", Some(numbers(&[2, 0])), &[90.0, 0.0], &["b", "a"]);
@@ -598,7 +596,7 @@ mod tests {
         }
         let pair = open(&bank, &numbered, false).expect("opened");
         assert_eq!(pair.row_names[1], RowNames::Numbers(vec![InstanceId(2), InstanceId(0)]));
-        // The rows of one file are the same ones.
+        // Rows of the same file are the same.
         let pair = open(&unnamed, &unnamed, false).expect("opened");
         assert!(pair.unrelated.is_none() && pair.queries.ids.iter().copied().eq(pair.bank.ids()));
     }

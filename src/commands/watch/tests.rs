@@ -27,7 +27,7 @@ fn damaged() -> CommandError {
     CheckpointError::Damaged { file: "bank.arrow".into() }.into()
 }
 
-/// Watches a run in which no failure is that of a checkpoint.
+/// Watches a run in which no failure is caused by a checkpoint.
 fn watch_whole(
     run: &Location,
     options: &WatchOptions,
@@ -81,7 +81,7 @@ fn two_watchers_do_each_checkpoint_once() {
     }
     mark_finished(&run, 11).expect("marked");
     let calls = Mutex::new(Vec::new());
-    // While the other one evaluates the last there is nothing to do for one of them.
+    // While one watcher evaluates the last checkpoint, the other has nothing to do.
     let options = WatchOptions { idle_timeout: Some(Duration::from_secs(60)), ..options() };
     let watcher = || {
         watch_whole(&run, &options, |step, _, _| {
@@ -115,7 +115,7 @@ fn a_checkpoint_whose_lock_another_watcher_holds_is_left_to_it() {
     assert_eq!(summary.evaluated, [7]);
 }
 
-/// Older versions wrote claims with the time at which they run out, and believed clocks.
+/// Older versions wrote claims with an expiry time, and trusted clocks.
 #[test]
 fn a_claim_of_a_clock_that_is_ahead_stops_nobody() {
     let (_dir, run) = run();

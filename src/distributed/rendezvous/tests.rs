@@ -15,7 +15,7 @@ fn flags(rank: Option<usize>, world_size: Option<usize>, master: Option<&str>) -
     RendezvousFlags { rank, world_size, master: master.map(ToOwned::to_owned) }
 }
 
-/// Rank, world, local rank, and where they meet.
+/// Returns rank, world, local rank and meeting point.
 fn place(rendezvous: &Rendezvous) -> (usize, usize, usize, Option<(&str, u16)>) {
     let meeting = rendezvous.meeting.as_ref().map(|meeting| (meeting.host.as_str(), meeting.port));
     (rendezvous.rank(), rendezvous.world(), rendezvous.local_rank(), meeting)

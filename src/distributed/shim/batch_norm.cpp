@@ -1,5 +1,5 @@
-// Batch norm over the images of all ranks, by the CUDA kernels that libtorch has for it: what torch.nn.SyncBatchNorm
-// does, whose order of calls this follows (torch/nn/modules/_functions.py). One message each way.
+// Batch norm over the images of all ranks, with libtorch's CUDA kernels. Follows the order of calls of
+// torch.nn.SyncBatchNorm (torch/nn/modules/_functions.py). One message each way.
 
 #include "shim.hpp"
 
@@ -15,12 +15,12 @@ using Pointer = c10::intrusive_ptr<c10d::ProcessGroup>;
 
 namespace {
 
-// What a rank without images counts as. The kernel divides by the count so far, which with 0 would be 0 / 0 where the
-// first ranks have none; beside the images of others this is nothing. PyTorch leaves such ranks out, and waits for the
-// device to know them.
+// Count of a rank without images. The kernel divides by the count so far, so 0 would give 0 / 0 if the first
+// ranks have no images; next to other ranks' counts this is negligible. PyTorch leaves such ranks out, and
+// must wait for the device to find them.
 constexpr float NO_IMAGES = 1e-20f;
 
-// As the kernels want it: without gaps, channels last or not.
+// Returns a tensor without gaps, channels last or not, as the kernels need.
 at::Tensor dense(const at::Tensor& tensor) {
   return tensor.is_contiguous(at::MemoryFormat::ChannelsLast) ? tensor : tensor.contiguous();
 }
@@ -74,7 +74,7 @@ struct BatchNorm : public torch::autograd::Function<BatchNorm> {
       of_weight = std::get<2>(of_rank);
       of_bias = std::get<3>(of_rank);
     } else {
-      // Zeros rather than nothing: the reducer wants a gradient of every parameter.
+      // Zeros rather than nothing: the reducer needs a gradient of every parameter.
       sums = at::zeros({2 * channels}, mean.options());
       of_weight = at::zeros_like(weight);
       of_bias = at::zeros_like(weight);
@@ -98,7 +98,7 @@ struct BatchNorm : public torch::autograd::Function<BatchNorm> {
 
 extern "C" {
 
-// `group`: null for a rank alone. `parameters`: weight, bias, running mean and running variance; the last two move.
+// `group`: null for a single rank. `parameters`: weight, bias, running mean and running variance; updates the last two.
 int32_t dist_batch_norm(
     const Group* group,
     const at::Tensor* input,

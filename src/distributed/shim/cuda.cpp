@@ -1,6 +1,5 @@
-// What needs CUDA: NCCL's backend, and graphs, in which what a device is given is recorded instead of done, and then done as
-// often as wanted by one launch. A shared library, so that the program needs nothing of CUDA to start. It does not see
-// group.cpp: the text of a failure goes into the caller's memory.
+// CUDA part: NCCL's backend, and graphs that record a device's work and replay it with one launch. A shared library, so
+// that the program starts without CUDA. It does not link group.cpp, so failure messages go into the caller's memory.
 
 #define USE_C10D_NCCL
 #include "shim.hpp"
@@ -19,7 +18,7 @@
 
 #define INSTDISC_ENTRY __attribute__((visibility("default")))
 
-// The size that libtorch_cuda 2.11.0's own destructor frees; it depends on the version of nccl.h.
+// The size that libtorch_cuda 2.11.0's own destructor frees; it depends on nccl.h's version.
 static_assert(sizeof(void*) != 8 || sizeof(c10d::ProcessGroupNCCL) == 1112, "c10d::ProcessGroupNCCL has changed");
 
 namespace {
@@ -46,8 +45,8 @@ int32_t guarded(char* message, size_t capacity, Body&& body) noexcept {
   }
 }
 
-// The graphs of one recorder are on one stream, as autograd runs a backward pass on the stream of its forward pass. They
-// share memory, so they are replayed in the order in which they were recorded.
+// All graphs of a recorder use one stream, as autograd runs a backward pass on the stream of its forward
+// pass. They share memory, so they must be replayed in the order of their recording.
 struct Recorder {
   c10::cuda::CUDAStream stream;
   at::cuda::MempoolId_t pool;
@@ -55,7 +54,7 @@ struct Recorder {
 
 struct Graph {
   at::cuda::CUDAGraph graph;
-  // While it is recorded, the stream to go back to.
+  // During a recording, the stream to return to.
   std::optional<c10::cuda::CUDAStream> outer;
 
   void leave() {
@@ -84,8 +83,8 @@ INSTDISC_ENTRY int32_t dist_nccl_new(
     char* message,
     size_t capacity) {
   return guarded(message, capacity, [&] {
-    // By itself c10d's watchdog ends the process with SIGABRT as soon as a peer's connection breaks or a collective
-    // takes too long; our own watch names the lost rank and ends with an exit code. Who sets this wants otherwise.
+    // By default c10d's watchdog ends the process with SIGABRT as soon as a peer's connection breaks or a collective
+    // takes too long; our own watcher names the lost rank and ends with an exit code. A user's setting wins.
     setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", 0);
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
     auto options = c10d::ProcessGroupNCCL::Options::create(false);
@@ -95,7 +94,7 @@ INSTDISC_ENTRY int32_t dist_nccl_new(
   });
 }
 
-// The current device belongs to a thread.
+// Sets the current device of the calling thread.
 INSTDISC_ENTRY int32_t dist_nccl_set_device(int32_t device, char* message, size_t capacity) {
   return guarded(message, capacity, [&] { c10::cuda::set_device(static_cast<c10::DeviceIndex>(device)); });
 }
@@ -112,13 +111,13 @@ INSTDISC_ENTRY void dist_recorder_free(Recorder* recorder) {
   delete recorder;
 }
 
-// From now on this thread's operators on the device are recorded. Other threads may pin memory meanwhile.
+// Starts to record this thread's operators on the device. Other threads may pin memory meanwhile.
 INSTDISC_ENTRY int32_t dist_graph_begin(const Recorder* recorder, Graph** out, char* message, size_t capacity) {
   return guarded(message, capacity, [&] {
     const c10::DeviceIndex device = recorder->stream.device_index();
     c10::cuda::set_device(device);
     c10::cuda::device_synchronize();
-    // What earlier steps left behind would be taken once more by the graph.
+    // Otherwise the graph would allocate the cached memory of earlier steps a second time.
     c10::cuda::CUDACachingAllocator::emptyCache();
     auto graph = std::make_unique<Graph>();
     graph->outer = c10::cuda::getCurrentCUDAStream(device);

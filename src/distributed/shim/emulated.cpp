@@ -1,7 +1,7 @@
-// The CUDA kernels that batch_norm.cpp calls, in operators of the CPU, so that a test needs no GPU. libtorch's dispatcher
-// takes them under the kernels' names, and refuses another signature. Only tests call this: no program holds it.
+// Emulation on the CPU of the CUDA kernels that batch_norm.cpp calls, for tests without a GPU. libtorch's dispatcher
+// registers them under the kernels' names, and rejects a wrong signature. Only tests call and link this.
 //
-// The formulas are those of aten/src/ATen/native/cuda/Normalization.cuh; the rest is rounding.
+// Formulas from aten/src/ATen/native/cuda/Normalization.cuh; results differ by rounding.
 
 #include "shim.hpp"
 
@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> stats(const Tensor& input, double eps) {
   return {mean, ((x - by_channel(mean)).square().mean({0, 2, 3}) + eps).rsqrt()};
 }
 
-// As the kernel adds up rank after rank, its count in an integer.
+// Adds up rank after rank with an integer count, as the kernel does.
 std::tuple<Tensor, Tensor> gather_stats(
     const Tensor&, const Tensor& means, const Tensor& invstds, const Maybe& running_mean, const Maybe& running_var,
     double momentum, double eps, const Tensor& counts) {

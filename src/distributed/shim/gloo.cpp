@@ -1,4 +1,4 @@
-// The gloo backend, by itself since its header needs the stand-ins for gloo's.
+// gloo backend, in its own file since its header needs the stand-ins for gloo's.
 
 #define USE_C10D_GLOO
 #include "shim.hpp"
@@ -15,7 +15,7 @@ BackendPtr make_gloo(
   using c10d::ProcessGroupGloo;
   c10::intrusive_ptr<ProcessGroupGloo::Options> options;
   if (address == nullptr) {
-    // Fills in the devices, by GLOO_SOCKET_IFNAME or the machine's name.
+    // Sets the devices from GLOO_SOCKET_IFNAME or the machine's name.
     options = ProcessGroupGloo::Options::create_default(timeout);
   } else {
     options = ProcessGroupGloo::Options::create(timeout);

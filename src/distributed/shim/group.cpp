@@ -1,6 +1,6 @@
-// libtorch's process group behind C functions: what `ffi.rs` declares, there with what each argument must be.
+// C functions over libtorch's process group; `ffi.rs` declares them, and documents each argument.
 //
-// Every function runs to its end (on CUDA: until the current stream waits for it) and catches every exception.
+// Every function blocks until done (on CUDA: until the current stream waits for it) and catches every exception.
 // Functions return 0, or 1 with a message at dist_last_error.
 
 #include "shim.hpp"
@@ -25,13 +25,13 @@ void wait_for(const c10::intrusive_ptr<c10d::Work>& work) {
   }
 }
 
-// gloo and NCCL know neither bool nor i16, and want whole memory.
+// gloo and NCCL support neither bool nor i16, and need contiguous memory.
 void all_reduce(c10d::ProcessGroup& group, const at::Tensor& tensor, Op op) {
   at::NoGradGuard no_grad;
   at::Tensor target = tensor.detach();
   at::Tensor work_on = target.contiguous();
   if (target.scalar_type() == at::kBool) {
-    // A sum of bools is "any"; more than 1 in a byte would be no bool.
+    // A sum of bools means "any"; a byte above 1 would not be a valid bool.
     work_on = work_on.to(at::kByte);
     op = op == Op::SUM ? Op::MAX : op;
   } else if (target.scalar_type() == at::kShort) {
@@ -46,12 +46,12 @@ void all_reduce(c10d::ProcessGroup& group, const at::Tensor& tensor, Op op) {
   }
 }
 
-// Its memory as bytes, one after the other: what only moves needs no type.
+// Returns the tensor's contiguous memory as bytes, for transfers that need no type.
 static at::Tensor bytes_of(const at::Tensor& tensor) {
   return tensor.detach().contiguous().reshape({-1}).view(at::kByte);
 }
 
-// Sends some tensors as one run of bytes.
+// Broadcasts several tensors as one sequence of bytes.
 static void broadcast(c10d::ProcessGroup& group, const std::vector<at::Tensor>& tensors, int from) {
   std::vector<at::Tensor> parts;
   for (const auto& tensor : tensors) {
@@ -67,7 +67,7 @@ static void broadcast(c10d::ProcessGroup& group, const std::vector<at::Tensor>& 
   int64_t begin = 0;
   for (size_t i = 0; i < tensors.size(); i++) {
     const int64_t len = parts[i].numel();
-    // Cloned, since bytes at an odd place cannot be seen as wider numbers.
+    // Cloned, since bytes at an odd offset cannot be viewed as wider numbers.
     const auto part = flat[0].narrow(0, begin, len).clone().view(tensors[i].scalar_type());
     tensors[i].detach().copy_(part.view(tensors[i].sizes()));
     begin += len;
@@ -129,12 +129,12 @@ int32_t dist_group_new(
           make_nccl(&nccl_store, rank, world, cuda_device, timeout_ms, &nccl, message, sizeof message);
       TORCH_CHECK(failed == 0, message);
       const at::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(cuda_device));
-      // setBackend copies the group's device over the backend's.
+      // setBackend overwrites the backend's device with the group's.
       group->setBoundDeviceId(device);
       group->setBackend(c10::DeviceType::CUDA, ProcessGroup::BackendType::NCCL, nccl);
       group->setDefaultBackend(ProcessGroup::BackendType::NCCL);
       nccl->setBoundDeviceId(device);
-      // So that a communicator that cannot be made fails here and not in the first step.
+      // Fails here, not in the first step, if the communicator cannot be created.
       nccl->eagerConnectSingleDevice(device);
     }
     *out = new Group{group};

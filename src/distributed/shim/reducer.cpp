@@ -1,4 +1,4 @@
-// c10d's Reducer, the engine of DistributedDataParallel, behind C functions.
+// C functions over c10d's Reducer, the engine of DistributedDataParallel.
 
 #include "shim.hpp"
 
@@ -25,7 +25,7 @@ int32_t dist_reducer_new(
     const size_t first = c10d::kDefaultFirstBucketBytes;
     const size_t cap = c10d::kDefaultBucketBytesCap;
     auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(own, {first, cap}));
-    // Gradients come in about the reverse order of the parameters.
+    // Gradients arrive in about the reverse order of the parameters.
     std::reverse(buckets.begin(), buckets.end());
     *out = new c10d::Reducer(
         own,
@@ -50,15 +50,15 @@ void dist_reducer_free(c10d::Reducer* reducer) {
 int32_t dist_reducer_backward(c10d::Reducer* reducer, const at::Tensor* loss, int32_t last) {
   return guarded([&] {
     if (last == 0) {
-      // Unprepared, the hooks let the gradients gather where they are.
+      // Without preparation the hooks accumulate gradients locally.
       loss->backward();
       return;
     }
     reducer->prepare_for_forward();
     reducer->prepare_for_backward({*loss});
     loss->backward();
-    // Orders the buckets as gradients came, once; and fails where a parameter had no gradient, which else
-    // would go unseen until the next step.
+    // Orders the buckets by the arrival of gradients, once. Fails if a parameter had no gradient, which would
+    // otherwise go unnoticed until the next step.
     reducer->rebuild_buckets();
   });
 }

@@ -1,4 +1,4 @@
-// What the parts of the shim share. See group.cpp.
+// Declarations shared by the files of the shim. See group.cpp.
 #pragma once
 
 #include <chrono>
@@ -27,8 +27,8 @@ struct Group {
 // Keeps the message for dist_last_error of this thread.
 int32_t fail(const char* message) noexcept;
 
-// Tells of the exception that is being handled. Inline, so that its table of exceptions, which names libtorch's, goes
-// with it where nothing calls it: the program `instdisc` is linked without libtorch.
+// Stores the message of the current exception. Inline, so that the linker can drop it with its exception
+// table, which names libtorch's types: the program `instdisc` is linked without libtorch.
 inline int32_t fail_by_exception() noexcept {
   try {
     throw;
@@ -52,18 +52,18 @@ int32_t guarded(Body&& body) noexcept {
   }
 }
 
-// `address`: the local address to listen on, or null for c10d's own choice.
+// `address`: local address to listen on, or null for c10d's choice.
 BackendPtr make_gloo(
     const StorePtr& store, int rank, int world, std::chrono::milliseconds timeout, const char* address);
 
 void wait_for(const c10::intrusive_ptr<c10d::Work>& work);
 
-// Adds up, or compares, in place.
+// Reduces in place.
 void all_reduce(c10d::ProcessGroup& group, const at::Tensor& tensor, c10d::ReduceOp::RedOpType op);
 
 } // namespace shim
 
-// NCCL's entry of the CUDA part; cuda.cpp. Pointers: to a StorePtr, to a BackendPtr.
+// NCCL's entry point in the CUDA part; see cuda.cpp. The pointers are to a StorePtr and a BackendPtr.
 using MakeNccl = int32_t (*)(
     const void* store,
     int32_t rank,

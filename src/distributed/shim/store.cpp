@@ -1,4 +1,4 @@
-// libtorch's TCPStore behind C functions.
+// C functions over libtorch's TCPStore.
 
 #include "shim.hpp"
 
@@ -37,16 +37,16 @@ const char* dist_last_error() {
   return shim::last_error.c_str();
 }
 
-// Fails where libtorch is another than the headers' this was compiled with. Quietens c10d, which else prints
-// C++ stack traces, unless the user has said how loud libtorch may be.
+// Fails if the loaded libtorch is not the version of the headers. Silences c10d, which otherwise prints C++
+// stack traces, unless the user has set libtorch's log level.
 int32_t dist_prepare() {
   return guarded([] {
     const std::string told = at::show_config();
     TORCH_CHECK(
         told.find("TORCH_VERSION=" TORCH_VERSION) != std::string::npos,
         "built for libtorch " TORCH_VERSION ", but another one was loaded: ", told);
-    // libtorch's recorder of collectives, which nothing here reads, is not safe where several groups of one process
-    // record at once. Who wants its dumps sets the variable.
+    // libtorch's flight recorder, which nothing here reads, is not safe when several groups of one process
+    // record at once. Users who want its dumps set the variable.
     static std::once_flag recorder;
     std::call_once(recorder, [] { setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0); });
     if (std::getenv("TORCH_CPP_LOG_LEVEL") != nullptr) {
@@ -57,7 +57,7 @@ int32_t dist_prepare() {
   });
 }
 
-// With `listening` (a bound socket, else -1) this store serves and takes the socket over.
+// With `listening` (a bound socket, else -1) this store serves, and takes ownership of the socket.
 int32_t dist_store_new(const char* host, uint16_t port, int32_t listening, int64_t timeout_ms, Store** out) {
   return guarded([&] {
     c10d::TCPStoreOptions options;
@@ -80,7 +80,7 @@ int32_t dist_store_set(Store* store, const char* key, const uint8_t* bytes, size
   return guarded([&] { store->store->set(key, std::vector<uint8_t>(bytes, bytes + len)); });
 }
 
-// Gives null where the key has no value; else the caller frees by dist_bytes_free.
+// Returns null if the key has no value; otherwise the caller frees the bytes with dist_bytes_free.
 int32_t dist_store_try_get(Store* store, const char* key, uint8_t** bytes, size_t* len) {
   return guarded([&] {
     *bytes = nullptr;

@@ -1,5 +1,5 @@
-//! Ranks that are killed, stopped, late, or simply done. A rank that dies is another process: this test
-//! program, started again for the one test that does nothing but be a rank.
+//! Ranks that are killed, stopped, late or done. A rank that dies is a separate process: this test program,
+//! started for the one test that only runs a rank.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use super::*;
 const PLACE: &str = "INSTDISC_TEST_PLACE";
 const READY: &str = "ready to join";
 
-/// Not a test by itself: a rank that comes to one barrier and then sleeps.
+/// Not a test itself, but a rank that joins one barrier and then sleeps.
 #[test]
 #[ignore = "started by the other tests here, as a rank"]
 fn rank_of_its_own() {
@@ -18,7 +18,7 @@ fn rank_of_its_own() {
     let mut parts = place.split(' ');
     let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok()).expect("a number");
     let (rank, world, port) = (number() as usize, number() as usize, number() as u16);
-    // The others begin to wait for this rank only now.
+    // Only now do the others start to wait for this rank.
     writeln!(std::io::stdout(), "{READY}").expect("heard");
     let group = ProcessGroup::join(&rank_of(rank, world, port), Device::Cpu, LONG).expect("all come");
     barrier(&group).expect("all come");
@@ -41,7 +41,7 @@ impl Rank {
     }
 
     fn kill(&self) {
-        // The shell's own: a minimal system has no other.
+        // `sh` has `kill` built in; a minimal system has no separate program.
         let status = Command::new("sh").args(["-c", &format!("kill -KILL {}", self.0.id())]).status();
         assert!(status.expect("sh runs").success());
     }

@@ -1,7 +1,7 @@
-//! The watcher of rank 0: hears all the others, finds out which are lost, and tells everybody.
+//! Watcher of rank 0: hears all other ranks, finds the lost ones, and reports them to all.
 //!
-//! The first loss counts, with all that happen within a moment of it: a machine that dies takes several ranks, and
-//! ranks that end because of it are not lost themselves.
+//! The first loss counts, with all that follow within a moment: a machine that dies takes several ranks with
+//! it, and ranks that end because of the first loss are not lost themselves.
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,14 +11,14 @@ use super::{BEAT, GAP, Heard, Line, Lines, Shared, TICK, prepare, tell};
 use crate::distributed::{LossReason, LostRank};
 use crate::failure::Failure;
 
-/// How long after a loss others count to it.
+/// Time after a first loss in which further losses join its verdict.
 const MOMENT: Duration = Duration::from_millis(100);
-/// How long a failure that some rank tells waits for a connection to end, before others are suspected.
+/// Time after a reported failure in which a connection may still end, before other ranks are suspected.
 const SUSPICION: Duration = Duration::from_millis(500);
-/// Silence that makes a rank suspect where another waited for it in vain.
+/// Silence that makes a rank suspect after another timed out waiting for it.
 const QUIET: Duration = Duration::from_millis(2500);
 
-/// Rank 0's side.
+/// State of rank 0's watcher.
 #[derive(Debug)]
 pub(super) struct Hub {
     ranks: Mutex<Ranks>,
@@ -28,12 +28,12 @@ pub(super) struct Hub {
 
 #[derive(Debug)]
 struct Ranks {
-    /// By rank; that of rank 0 stays empty.
+    /// Members by rank; rank 0's entry is `None`.
     members: Vec<Option<Seen>>,
     losses: Vec<LostRank>,
     first_loss: Option<Instant>,
     failure: Option<(Instant, u64, Option<u64>)>,
-    /// Since when others have begun more than rank 0.
+    /// Time since when others have begun more collectives than rank 0.
     behind_here: Option<Instant>,
 }
 
@@ -42,13 +42,13 @@ struct Seen {
     stream: TcpStream,
     last: Instant,
     begun: u64,
-    /// Since when others have begun more than this.
+    /// Time since when others have begun more collectives than this rank.
     behind: Option<Instant>,
     left: bool,
 }
 
 impl Hub {
-    /// Listens on the address, at a port that it tells, and starts the thread.
+    /// Listens on a free port of the address and starts the thread. Returns the port.
     pub(super) fn start(
         shared: &Arc<Shared>,
         at: IpAddr,
@@ -65,7 +65,7 @@ impl Hub {
         Ok((hub, port))
     }
 
-    /// Ranks that have not connected.
+    /// Returns the ranks that have not connected.
     pub(super) fn absent(&self) -> Vec<usize> {
         let ranks = self.ranks();
         (1..self.shared.world).filter(|rank| ranks.members[*rank].is_none()).collect()
@@ -73,7 +73,7 @@ impl Hub {
 
     pub(super) fn note_failure(&self, collective: u64, waited: Option<u64>) {
         let mut ranks = self.ranks();
-        // A wait in vain tells more than a broken connection.
+        // A timeout tells more than a broken connection.
         let says_more = |old: Option<u64>| old.is_none() && waited.is_some();
         if ranks.failure.is_none_or(|(_, _, old)| says_more(old)) {
             let since = ranks.failure.map_or_else(Instant::now, |(since, _, _)| since);
@@ -81,21 +81,21 @@ impl Hub {
         }
     }
 
-    /// Tells that rank 0 is about to end with its own error.
+    /// Reports that rank 0 is about to end with its own error.
     pub(super) fn tell_failure(&self, failure: Failure) {
         self.ranks().lose(0, LossReason::Failed { failure });
         self.conclude();
     }
 
     pub(super) fn say_goodbye(&self) {
-        // A verdict that is still being collected goes out before.
+        // Send a verdict that is still being collected first.
         if self.ranks().first_loss.is_some() {
             self.conclude();
         }
         self.tell_all(&Line::Bye);
     }
 
-    /// Whether some rank is still connected.
+    /// Returns whether some rank is still connected.
     pub(super) fn has_members(&self) -> bool {
         self.ranks().members.iter().flatten().any(|seen| !seen.left)
     }
@@ -111,7 +111,7 @@ impl Hub {
     }
 
     fn tell_all(&self, line: &Line) {
-        // Copies, so that a slow connection does not hold up the others.
+        // Use copies, so that a slow connection does not block the others.
         let streams: Vec<_> = {
             let ranks = self.ranks();
             let present = ranks.members.iter().flatten().filter(|seen| !seen.left);
@@ -130,7 +130,7 @@ impl Hub {
                 let _ = std::thread::Builder::new().name("watch".into()).spawn(move || hub.hear(stream));
             }
             if round.elapsed() > GAP {
-                // This process was stopped itself: what it did not hear proves nothing.
+                // This process itself was stopped, so missing signs prove nothing.
                 self.ranks().members.iter_mut().flatten().for_each(|seen| seen.last = Instant::now());
             }
             round = Instant::now();
@@ -143,7 +143,7 @@ impl Hub {
         }
     }
 
-    /// Hears one connection to its end.
+    /// Reads one connection to its end.
     fn hear(&self, stream: TcpStream) {
         let lines = prepare(&stream).and_then(|()| Lines::new(stream.try_clone()?, self.shared.silence));
         let Ok(mut lines) = lines else { return };
@@ -151,12 +151,12 @@ impl Hub {
             Heard::Line(Line::Hello { token, rank }) if token == self.token && rank < self.shared.world => {
                 rank
             }
-            // A stranger.
+            // Not a rank of this run.
             _ => return,
         };
         {
             let mut ranks = self.ranks();
-            // A rank that comes after the verdict hears it before rank 0 knows that all are there, and may leave.
+            // Rank 0 may leave once all are connected, so send an existing verdict before registering the rank.
             if let Some(lost) = self.shared.verdict() {
                 tell(&stream, &Line::Lost { lost });
             }
@@ -235,8 +235,8 @@ impl Ranks {
         }
     }
 
-    /// Loses ranks that said goodbye though others go on, and ranks that miss a collective for the whole timeout:
-    /// a device's queue may hold all others up without an error.
+    /// Marks ranks as lost that said goodbye while others continue, and ranks that miss a collective for the
+    /// whole timeout: a device's queue may block all others without an error.
     fn look_for_missed(&mut self, begun_here: u64, timeout: Duration) {
         let begun = self.members.iter().flatten().map(|seen| seen.begun);
         let most = begun.max().unwrap_or(0).max(begun_here);
@@ -260,12 +260,12 @@ impl Ranks {
                 missed.push((rank, late(seen.begun)));
             }
         }
-        // A rank whose connection ended is in the account of losses already.
+        // A rank whose connection ended is already recorded as lost.
         missed.into_iter().for_each(|(rank, reason)| self.lose(rank, reason));
     }
 
-    /// The ranks that may be why a collective failed: those that are quiet, else those that have not begun it, else
-    /// those that have said goodbye. Quiet and late ranks are looked for only where a rank waited in vain.
+    /// Returns the ranks that may have caused a failed collective: quiet ones, else those that have not begun
+    /// it, else those that said goodbye. Quiet and late ranks are suspects only after a timeout.
     fn suspects(&self, begun_here: u64, collective: u64, waited: Option<u64>) -> Vec<LostRank> {
         let members =
             || self.members.iter().enumerate().filter_map(|(rank, seen)| Some((rank, seen.as_ref()?)));
@@ -300,7 +300,7 @@ mod tests {
     use super::super::Watch;
     use super::*;
 
-    /// A rank that fails may be heard while another one still comes.
+    /// A rank may fail while another is still joining.
     #[test]
     fn a_rank_that_comes_after_the_verdict_hears_it() {
         let timeout = Duration::from_secs(30);
@@ -318,7 +318,7 @@ mod tests {
         }
     }
 
-    /// Where a collective waits in a device's queue, no rank has an error to report.
+    /// If a collective waits in a device's queue, no rank has an error to report.
     #[test]
     fn rank_0_is_late_like_any_other_rank() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");

@@ -1,4 +1,4 @@
-//! The vectors of several layers: encoded batch after batch, kept at their rows, and written in the order of the ids.
+//! Vectors of several layers: encoded by batch, kept by row, and written in the order of the ids.
 
 use std::fs::File;
 use std::io;
@@ -20,9 +20,9 @@ use crate::progress::Progress;
 use crate::storage::Location;
 use crate::units::ByteSize;
 
-/// The vectors of this process's rows, by layer; none of a process without rows.
+/// Vectors of this process's rows, by layer; no layers in a process without rows.
 pub(super) struct EncodedRows {
-    /// The bytes of all.
+    /// Size of all vectors, in bytes.
     bytes: u64,
     layers: Vec<EncodedLayer>,
 }
@@ -37,7 +37,7 @@ fn scratch_error(bytes: u64, source: io::Error) -> EmbedError {
     EmbedError::Scratch { folder: std::env::temp_dir().display().to_string(), bytes, source }
 }
 
-/// Encodes each image of a source once, and checks that every number is finite in the type in which it is written.
+/// Encodes each image of a source once, and checks that all numbers are finite in the type of the table.
 pub(super) fn encode_rows(
     job: &EmbedJob,
     encoder: &Encoder,
@@ -80,7 +80,7 @@ pub(super) fn encode_rows(
     Ok(encoded)
 }
 
-/// Room for the vectors of some layers.
+/// Reserves space for the vectors of some layers.
 fn room_for(
     job: &EmbedJob,
     rows: usize,
@@ -115,8 +115,8 @@ fn room_for(
     Ok(EncodedRows { bytes, layers: layers.map_err(|source| scratch_error(bytes, source))? })
 }
 
-/// Writes the rows of all processes, in the order of the ids, to a table for each layer. Rank 0 gets the tables, which
-/// are not yet published.
+/// Writes the rows of all processes, in the order of the ids, to a table for each layer. Rank 0 gets the
+/// tables, not yet published.
 pub(super) fn write_tables(
     job: &EmbedJob,
     encoder: &Encoder,
@@ -159,7 +159,7 @@ pub(super) fn write_tables(
     Ok(tables)
 }
 
-/// The vectors of a run of a layer's `all` rows, on rank 0; the ranks that have them send them, one after the other.
+/// Returns a range of a layer's `all` rows, on rank 0; the ranks that have them send them in turn.
 fn batch_of_ranks(
     encoded: &EncodedRows,
     layer: usize,

@@ -1,4 +1,4 @@
-//! Probes on features of other crops in each epoch.
+//! Linear probes on features of new crops in each epoch.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,12 +24,12 @@ use crate::loader::{Batch as LoadedBatch, Loader, LoaderOptions, Source, Subset,
 use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
 
-/// Trains a probe for each layer on the job's split, with new crops and mirror images in each epoch, and
-/// evaluates it by the tables of the evaluated split, one for each layer. All layers see the same crops, in
-/// one pass. Several processes encode a share of each batch; rank 0 takes the steps, and returns the reports.
+/// Trains a probe for each layer on the job's split, with new crops and flips in each epoch, and evaluates it
+/// on one table per layer. All layers use the same crops, from one pass. Several processes encode a share of
+/// each batch; rank 0 takes the steps and returns the reports.
 ///
 /// # Errors
-/// If images or tables cannot be read or do not belong together, or the solver is not `sgd`; if another process fails.
+/// If images or tables cannot be read or do not belong together, the solver is not `sgd`, or another process fails.
 pub fn probe_augmented(
     job: &EmbedJob,
     layers: &[FeatureLayer],
@@ -103,13 +103,13 @@ fn some(source: &Arc<dyn Source>, rows: &[usize]) -> Arc<dyn Source> {
     Arc::new(Subset::new(Arc::clone(source), positions))
 }
 
-/// The rows that have a label.
+/// Selects the rows that have a label.
 fn labelled(source: Arc<dyn Source>) -> Arc<dyn Source> {
     let rows: Vec<usize> = (0..source.len()).filter(|&row| source.labels()[row].is_some()).collect();
     if rows.len() == source.len() { source } else { some(&source, &rows) }
 }
 
-/// Images, embedded as they come by all processes.
+/// Passes over images, which all processes embed batch by batch.
 struct CropPasses<'a> {
     encoder: &'a Encoder,
     source: Arc<dyn Source>,
@@ -133,7 +133,7 @@ impl CropPasses<'_> {
         }
     }
 
-    /// Shows each image once under the evaluation transform.
+    /// Calls `see` with each image's features once, under the evaluation transform.
     fn evaluation(&self, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError> {
         let transform = self.encoder.config().evaluation_transform();
         let mut loader = evaluation_epoch(Arc::clone(&self.source), transform, self.loader(0))?;
@@ -141,7 +141,7 @@ impl CropPasses<'_> {
         self.batches(&mut loader, 0, see)
     }
 
-    /// Shows the features of each batch of an epoch, on rank 0.
+    /// Calls `see` with the features of each batch of an epoch, on rank 0.
     fn batches(
         &self,
         loader: &mut Loader,
@@ -170,10 +170,10 @@ impl CropPasses<'_> {
         Ok(())
     }
 
-    /// The features of all processes by layer, in the order of the whole batch.
+    /// Gathers the features of all processes by layer, in the order of the global batch.
     fn of_all(&self, batch: &LoadedBatch, own: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let rows = batch.global.bank_rows.len();
-        // The indices of all processes' rows, one process after the other.
+        // Batch indices of all processes' rows, ordered by rank.
         let places: Vec<i64> = batch.global.shares.iter().flatten().map(|index| i64::from(index.0)).collect();
         let places = Tensor::from_slice(&places);
         let of_layer = |layer: usize| {
@@ -193,7 +193,7 @@ impl Passes for CropPasses<'_> {
 
     fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError> {
         let side = self.encoder.config().image_size;
-        // Colours stay, as in the paper's protocol for linear classifiers.
+        // No colour jitter, as in the paper's protocol for linear classifiers.
         let jitter = JitterStrength { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
         let recipe = Recipe { grayscale: 0.0, jitter, flip: 0.5, ..Recipe::imagenet(side) };
         let mut loader = Loader::start(Arc::clone(&self.source), recipe, self.loader(epoch))?;

@@ -1,7 +1,7 @@
-//! The labelled rows of a table: held in memory, or read from the table whenever they are needed.
+//! Labelled rows of a table: held in memory, or read from the table when needed.
 //!
-//! Sums over rows are taken chunk by chunk. The chunks depend on the rows alone, so a table that is read
-//! again and again gives the bits of one that is held. Several processes have a run of the chunks each.
+//! Sums over rows are taken by chunk. Chunks depend on the rows alone, so a table that is read in every pass
+//! gives the same bits as one held in memory. Each of several processes has a range of the chunks.
 
 use std::ops::Range;
 
@@ -10,15 +10,15 @@ use tch::{Device, Kind, Tensor};
 use crate::feature_table::{Table, TableError, read_ahead};
 use crate::ids::{ClassId, InstanceId, RankShare};
 
-/// Rows of a chunk; they go to the device together.
+/// Rows of a chunk, which go to the device together.
 const CHUNK: usize = 16_384;
 /// Bytes of a read, and how many are under way beside the one that is waited for.
 const READ_BYTES: usize = 8 << 20;
 const READS_AHEAD: usize = 4;
-/// Bytes of numbers that are decoded together: small, so that memory does not become fragmented.
+/// Bytes of numbers decoded together: few, so that memory does not become fragmented.
 const DECODE_BYTES: usize = 256 << 10;
 
-/// Labelled features that are in memory.
+/// Labelled features in memory.
 #[derive(Debug)]
 pub(super) struct Batch {
     /// `[rows, dim]` f32.
@@ -28,13 +28,13 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Features on any device; rows without a label must have been left out.
+    /// Creates a batch of features on any device; all rows must have labels.
     pub(super) fn new(features: Tensor, labels: &[ClassId]) -> Self {
         let labels: Vec<i64> = labels.iter().map(|class| i64::from(class.0)).collect();
         Self { features, labels: Tensor::from_slice(&labels) }
     }
 
-    /// Rows at these places, in this order.
+    /// Selects rows by index, in this order.
     pub(super) fn select(&self, places: &[usize]) -> Self {
         let places: Vec<i64> = places.iter().map(|&place| place as i64).collect();
         let places = Tensor::from_slice(&places);
@@ -51,14 +51,14 @@ pub(super) struct Examples<'a> {
     table: &'a dyn Table,
     /// Their rows in it.
     rows: Vec<u32>,
-    /// The examples of this process, counted from the first; a run of chunks.
+    /// Range of this process's examples, made of whole chunks.
     own: Range<usize>,
-    /// `[own, dim]`: their features, where they are held.
+    /// `[own, dim]`: features, if held in memory.
     held: Option<Tensor>,
 }
 
 impl<'a> Examples<'a> {
-    /// The labelled rows of a table, or those among some of its rows, which ascend; nothing if there is none.
+    /// Selects the labelled rows of a table, or those within `among`, which ascends; `None` if there are none.
     pub(super) fn of(table: &'a dyn Table, among: Option<&[usize]>) -> Option<Self> {
         let is_labelled = |row: &usize| table.label(*row).is_some();
         let rows: Vec<u32> = match among {
@@ -72,12 +72,12 @@ impl<'a> Examples<'a> {
         self.rows.len()
     }
 
-    /// The instance of each.
+    /// Returns the instance of each example.
     pub(super) fn ids(&self) -> impl Iterator<Item = InstanceId> + '_ {
         self.rows.iter().map(|&row| self.table.id(row as usize))
     }
 
-    /// The class of each.
+    /// Returns the class of each example.
     pub(super) fn labels(&self) -> impl Iterator<Item = Option<ClassId>> + '_ {
         self.rows.iter().map(|&row| self.table.label(row as usize))
     }
@@ -86,12 +86,12 @@ impl<'a> Examples<'a> {
         self.table.meta().dim
     }
 
-    /// The bytes of a row in memory.
+    /// Returns the bytes of a row in memory.
     pub(super) fn row_bytes(&self) -> u64 {
         4 * self.dim() as u64
     }
 
-    /// Some of the examples, ascending; all of them are this process's, and none is held.
+    /// Selects some examples, ascending; this process gets all of them, and holds none in memory.
     pub(super) fn select(&self, places: &[usize]) -> Self {
         Self {
             table: self.table,
@@ -101,14 +101,14 @@ impl<'a> Examples<'a> {
         }
     }
 
-    /// Leaves this process the chunks of its share.
+    /// Restricts this process to the chunks of its share.
     pub(super) fn shared(self, share: RankShare) -> Self {
         let chunks = share.of(self.len().div_ceil(CHUNK));
         let own = (chunks.start * CHUNK).min(self.len())..(chunks.end * CHUNK).min(self.len());
         Self { own, held: None, ..self }
     }
 
-    /// Reads the features of this process's examples into memory, if they take no more bytes than this.
+    /// Reads this process's features into memory, unless they exceed `memory_limit` bytes.
     ///
     /// # Errors
     /// If the table cannot be read, or a feature is not finite.
@@ -123,13 +123,13 @@ impl<'a> Examples<'a> {
         self.held.is_some()
     }
 
-    /// The chunks of this process, in order.
+    /// Iterates over this process's chunks, in order.
     pub(super) fn chunks(&self) -> impl Iterator<Item = Result<Batch, TableError>> + '_ {
         let Range { start, end } = self.own;
         (start..end).step_by(CHUNK).map(move |first| self.batch(first..(first + CHUNK).min(end)))
     }
 
-    /// A run of this process's examples.
+    /// Returns a range of this process's examples.
     ///
     /// # Errors
     /// If the table cannot be read, or a feature is not finite.
@@ -149,7 +149,7 @@ impl<'a> Examples<'a> {
         Ok(Batch { features, labels })
     }
 
-    /// Reads features: `[places, dim]`.
+    /// Reads features, `[places, dim]`.
     fn read(&self, places: Range<usize>) -> Result<Tensor, TableError> {
         let (table, dim) = (self.table, self.dim());
         let mut rest = &self.rows[places];

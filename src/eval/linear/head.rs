@@ -1,4 +1,4 @@
-//! A linear head on features, and how it scores.
+//! Linear heads on features, and their scores.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -10,10 +10,10 @@ use crate::eval::distributed::gather_numbers;
 
 /// Keeps the division by a standard deviation finite.
 const LEAST_DEVIATION: f64 = 1e-6;
-/// Classes that count for top-5.
+/// Number of classes that count for top-5.
 const TOP: i64 = 5;
 
-/// What is subtracted from each number of a feature, and what divides it.
+/// Standardisation of features: subtracts the mean of each number and divides by its deviation.
 #[derive(Debug)]
 pub(super) struct Scale {
     mean: Tensor,
@@ -21,13 +21,13 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// The features on this scale.
+    /// Standardises features.
     pub(super) fn apply(&self, features: &Tensor) -> Tensor {
         let device = features.device();
         (features - self.mean.to_device(device)) / self.deviation.to_device(device)
     }
 
-    /// The map on features as they are that equals this one on features on the scale.
+    /// Converts a map for standardised features to the equal map for plain ones.
     fn fold_into(&self, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
         let device = weight.device();
         let folded = weight / self.deviation.to_device(device).unsqueeze(1);
@@ -36,13 +36,13 @@ impl Scale {
     }
 }
 
-/// Mean and deviation of each number over the examples of all processes.
+/// Computes mean and deviation of each number over the examples of all processes.
 ///
 /// # Errors
 /// If the table cannot be read, or another process fails.
 pub(super) fn scale(examples: &Examples<'_>, group: &ProcessGroup) -> Result<Scale, EvalError> {
     let (first, rows) = ([0_i64], examples.len() as f64);
-    // The sums of all chunks in their order, from every process.
+    // Sums of all chunks in order, from all processes.
     let sum = |of: &dyn Fn(&Tensor) -> Tensor| {
         let mut sums: Vec<f64> = Vec::new();
         for batch in examples.chunks() {
@@ -61,38 +61,38 @@ pub(super) fn scale(examples: &Examples<'_>, group: &ProcessGroup) -> Result<Sca
     Ok(Scale { mean: mean.to_kind(Kind::Float), deviation: deviation.to_kind(Kind::Float) })
 }
 
-/// A linear map from features to scores of the classes.
+/// Linear map from features to class scores.
 #[derive(Debug)]
 pub(super) struct Head {
-    /// `[dim, classes]` f32, for features as they are: a scale is part of it.
+    /// `[dim, classes]` f32, for features that are not standardised.
     pub weight: Tensor,
     /// `[classes]` f32.
     pub bias: Tensor,
-    /// Steps that were taken to find it.
+    /// Steps of the optimisation.
     pub steps: u64,
-    /// Whether the minimum was reached.
+    /// Whether the optimisation reached the minimum.
     pub converged: bool,
 }
 
-/// Hits among a number of rows.
+/// Hits among counted rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Score {
-    /// Rows whose class has the highest score.
+    /// Rows whose own class has the highest score.
     pub top1: usize,
-    /// Rows whose class is among the five highest.
+    /// Rows whose own class is among the five highest.
     pub top5: usize,
-    /// Rows that were counted.
+    /// Counted rows.
     pub rows: usize,
 }
 
 impl Score {
-    /// The share of the rows.
+    /// Returns the hits as a fraction of the rows.
     pub(super) fn share(&self, hits: usize) -> f64 {
         hits as f64 / self.rows.max(1) as f64
     }
 
-    /// Counts the rows whose class has the highest score, and one of the five highest. Of equal scores the
-    /// lower class comes first; scores that are not finite miss, and so does a class that has no score.
+    /// Counts the rows whose own class has the highest score, or one of the five highest. Ties go to the
+    /// lower class; scores that are not finite miss, and so does a class without a score.
     ///
     /// # Shape
     /// `[rows, classes]` and `[rows]` i64
@@ -115,7 +115,7 @@ impl Score {
 }
 
 impl Head {
-    /// The head for features as they are that equals this map of features on the scale.
+    /// Creates the head for plain features from a map for standardised ones.
     pub(super) fn new(
         weight: Tensor,
         bias: Tensor,
@@ -137,7 +137,7 @@ impl Head {
     }
 }
 
-/// The hits of each head among the examples of all processes, in one pass over them.
+/// Counts the hits of each head among the examples of all processes, in one pass.
 ///
 /// # Errors
 /// If the table cannot be read, or another process fails.

@@ -1,9 +1,9 @@
-//! The linear probe: multinomial logistic regression on frozen features.
+//! Linear probe: multinomial logistic regression on frozen features.
 //!
-//! Minimised is the mean cross entropy of the training rows plus `weight_decay / 2` times the squared weights
-//! (the bias has no decay), so L-BFGS gives scikit-learn's `LogisticRegression` with `C = 1 / (weight_decay * rows)`.
-//! Of several settings, the best one on a held-out tenth of the training rows is fitted to all rows. The
-//! evaluated split is used once.
+//! The loss is the mean cross entropy of the training rows plus `weight_decay / 2` times the squared weights
+//! (the bias has no decay). So L-BFGS gives scikit-learn's `LogisticRegression` with `C = 1 / (weight_decay *
+//! rows)`. Of several settings, the best one on a held-out tenth of the training rows is fitted to all rows.
+//! The evaluated split is used once.
 //!
 //! Features that fit in the memory limit are held; others are read from their table in every pass. Several
 //! processes share the rows for L-BFGS, and the settings of the sweep for SGD: its steps are too small to
@@ -40,54 +40,54 @@ use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
 use crate::units::{ByteSize, Fraction};
 
-/// The share of the training rows by which one of several settings is chosen.
+/// Fraction of the training rows held out to choose between settings.
 const HELD_OUT: f64 = 0.1;
 
-/// How the weights are found.
+/// Optimiser of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Solver {
-    /// All rows at once, to the minimum; there is no learning rate.
+    /// L-BFGS over all rows at once, to the minimum, without a learning rate.
     Lbfgs,
     /// Stochastic gradient descent with momentum 0.9; the rate falls to 0 along half a cosine.
     Sgd,
 }
 
-/// How a probe is trained.
+/// Options of training a probe.
 #[derive(Clone, Debug, Serialize)]
 pub struct LinearOptions {
-    /// How the weights are found.
+    /// Optimiser of the weights.
     pub solver: Solver,
     /// Learning rates, for [`Solver::Sgd`]; each is tried with each weight decay.
     pub lr: Vec<f64>,
-    /// Weight decays.
+    /// Weight decays to try.
     pub weight_decay: Vec<f64>,
     /// Passes over the rows, for [`Solver::Sgd`].
     pub epochs: u64,
-    /// Rows of a step, for [`Solver::Sgd`].
+    /// Rows per step, for [`Solver::Sgd`].
     pub batch_size: usize,
-    /// Steps of [`Solver::Lbfgs`] at most.
+    /// Maximum steps of [`Solver::Lbfgs`].
     pub iterations: usize,
-    /// Bring each number of the features to mean 0 and variance 1 over the training rows first.
+    /// Whether to scale each number of the features to mean 0 and variance 1 over the training rows.
     pub standardize: bool,
-    /// The seed of orders and choices.
+    /// Seed of orders and selections.
     pub seed: u64,
-    /// Where to compute.
+    /// Device to compute on.
     #[serde(skip)]
     pub device: DeviceChoice,
-    /// The number of this process among those on this machine; each takes another CUDA device.
+    /// Number of this process on its machine; each process uses another CUDA device.
     #[serde(skip)]
     pub local_rank: usize,
-    /// Features that take more bytes than this are read from their table in every pass.
+    /// Size of the features in bytes above which every pass reads them from their table.
     #[serde(skip)]
     pub memory_limit: u64,
 }
 
 impl LinearOptions {
-    /// Checks what the types do not.
+    /// Checks what the types do not enforce.
     ///
     /// # Errors
-    /// If a list is empty or a number makes no sense.
+    /// If a list is empty or a number is invalid.
     pub fn validate(&self) -> Result<(), EvalError> {
         let wrong = |reason: &str| Err(EvalError::Options { reason: reason.into() });
         if self.weight_decay.is_empty() || (self.solver == Solver::Sgd && self.lr.is_empty()) {
@@ -105,12 +105,12 @@ impl LinearOptions {
         Ok(())
     }
 
-    /// What decides the result: all but the device and the memory.
+    /// Returns the options that determine the result: all but device and memory.
     pub fn protocol(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("the options are plain data")
     }
 
-    /// Every setting of the sweep.
+    /// Returns every setting of the sweep.
     fn cells(&self) -> Vec<Cell> {
         let rates: Vec<Option<f64>> = match self.solver {
             Solver::Lbfgs => vec![None],
@@ -122,25 +122,25 @@ impl LinearOptions {
     }
 }
 
-/// What a probe is trained on and evaluated by.
+/// Tables that a probe is trained and evaluated on.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeTables<'a> {
-    /// The table to train on.
+    /// Training table.
     pub train: &'a dyn Table,
-    /// Its rows that count, ascending; all where none are given.
+    /// Selected rows of the training table, ascending; `None` for all.
     pub among: Option<&'a [usize]>,
-    /// The table to evaluate.
+    /// Evaluated table.
     pub test: &'a dyn Table,
-    /// What errors call the two.
+    /// Names of the two tables in errors.
     pub names: [&'a str; 2],
-    /// The number of the probe in its job.
+    /// Number of the probe within its job.
     pub number: usize,
 }
 
-/// Trains a probe on the labelled rows of one table and evaluates it by those of another. Rank 0 returns the report.
+/// Trains a probe on the labelled rows of one table and evaluates it on those of another. Rank 0 returns the report.
 ///
 /// # Errors
-/// If the tables do not belong together, or one has no labels; if another process fails.
+/// If the tables do not belong together, one has no labels, or another process fails.
 pub fn probe(
     tables: ProbeTables<'_>,
     options: &LinearOptions,
@@ -156,7 +156,7 @@ pub fn probe(
     let device = select(options.device, options.local_rank, group)?;
     let started = Instant::now();
     let alone = ProcessGroup::alone();
-    // Those who share the rows; the settings that this process tries.
+    // Processes that share the rows, and the settings that this process tries.
     let all = options.cells();
     let (team, own) = match options.solver {
         Solver::Lbfgs => (group, 0..all.len()),
@@ -196,8 +196,8 @@ fn share(group: &ProcessGroup) -> RankShare {
     RankShare { rank: group.rank(), ranks: group.world() }
 }
 
-/// The scores of every process, by rank. Not by a collective, which would give up: processes may have more or
-/// less to do.
+/// Exchanges the scores of all processes, ordered by rank. Not by a collective, which could time out, as
+/// processes may have different amounts of work.
 fn exchange(group: &ProcessGroup, key: &str, own: &[Score]) -> Result<Vec<Vec<Score>>, DistributedError> {
     let store = group.store();
     let text = serde_json::to_vec(own).expect("scores are plain data");
@@ -209,18 +209,18 @@ fn exchange(group: &ProcessGroup, key: &str, own: &[Score]) -> Result<Vec<Vec<Sc
     (0..group.world()).map(of_rank).collect()
 }
 
-/// What all fits of a probe share.
+/// Inputs that all fits of a probe share.
 struct Fitting<'a> {
     meta: &'a TableMeta,
     options: &'a LinearOptions,
     device: Device,
-    /// Those who share the rows.
+    /// Processes that share the rows.
     group: &'a ProcessGroup,
     progress: &'a dyn Progress,
 }
 
 impl Fitting<'_> {
-    /// A head for each setting, and a note where the memory limit decides how rows are mixed.
+    /// Fits a head for each setting. Returns a note if the memory limit affects the mixing of rows.
     fn fit(&self, rows: Examples<'_>, cells: &[Cell]) -> Result<(Vec<Head>, Option<String>), EvalError> {
         let Self { meta, options, device, group, progress } = *self;
         let limit = options.memory_limit;
@@ -291,7 +291,7 @@ fn split_off(
     Ok((kept, held_out))
 }
 
-/// The cell with the best top-1, of equal ones the first; and what each reached.
+/// Returns the cell with the best top-1, ties going to the first, and the scores of all cells.
 fn choose(cells: &[Cell], scores: &[Score]) -> (Cell, Vec<SweepCell>) {
     let best = scores.iter().map(|score| score.top1).max();
     let at = scores.iter().position(|score| Some(score.top1) == best).unwrap_or(0);
@@ -304,7 +304,7 @@ fn choose(cells: &[Cell], scores: &[Score]) -> (Cell, Vec<SweepCell>) {
     (cells[at], cells.iter().zip(scores).map(cell).collect())
 }
 
-/// A probe that was trained and evaluated.
+/// Trained and evaluated probe.
 struct Fitted {
     chosen: Cell,
     sweep: Vec<SweepCell>,
@@ -314,7 +314,7 @@ struct Fitted {
     notes: Vec<String>,
 }
 
-/// The note that evaluated rows were trained on.
+/// Returns the note that evaluated rows were trained on.
 fn trained_on_note(
     train: &TableMeta,
     ids: impl Iterator<Item = InstanceId>,
@@ -447,8 +447,8 @@ pub struct SweepCell {
     pub validation_top5: f64,
 }
 
-/// Counts the hits of a classifier, an encoder whose projection has an output for each class, on every
-/// labelled image of a source.
+/// Counts the hits of a classifier on every labelled image of a source. The classifier is an encoder whose
+/// projection has an output for each class.
 ///
 /// # Errors
 /// If an image cannot be loaded.

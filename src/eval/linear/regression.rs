@@ -11,7 +11,7 @@ use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::eval::EvalError;
 use crate::progress::Progress;
 
-/// The largest number of the gradient at the minimum. The loss is a mean, so this does not grow with the rows;
+/// Largest gradient component at the minimum. The loss is a mean, so this does not grow with the rows;
 /// scikit-learn's default is 1e-4.
 const TOLERANCE: f64 = 2e-6;
 
@@ -27,8 +27,8 @@ const NIL: f64 = 1e-4;
 /// Evaluations of a line search at most.
 const TRIALS: usize = 30;
 
-/// The minimum for each weight decay. The strongest is found first, and each is the start of the next. In the progress
-/// each has `iterations` steps, most of which a minimum does not need. Every process of the group gets the same heads.
+/// Fits a head for each weight decay, from the strongest on, each starting from the minimum before. The progress counts
+/// `iterations` steps for each, most of which are not needed. All processes of the group get the same heads.
 ///
 /// # Errors
 /// If the table cannot be read, or another process fails.
@@ -51,7 +51,7 @@ pub(super) fn fit(
         let loss = |parameters: &Tensor| {
             no_grad(|| mean_loss(rows, parameters, shape, cells[at].weight_decay, scale, group))
         };
-        // A step looks at the rows once, seldom more often.
+        // A step evaluates the rows once, seldom more often.
         let mut looked = 0;
         let minimum = if group.is_first() {
             let mut led = |parameters: &Tensor| {
@@ -90,7 +90,7 @@ fn lead(group: &ProcessGroup, parameters: &Tensor, end: Option<&Minimum>) -> Res
     group.broadcast(&[Tensor::from_slice(&head), parameters.to_device(Device::Cpu)], 0)
 }
 
-/// Evaluates wherever rank 0 does, until that has the minimum.
+/// Evaluates the points that rank 0 sends, until it sends the minimum.
 fn follow(
     group: &ProcessGroup,
     start: &Tensor,
@@ -111,7 +111,7 @@ fn follow(
     }
 }
 
-/// Weights and bias as one vector.
+/// Layout of weights and bias in one vector.
 #[derive(Clone, Copy)]
 struct Shape {
     dim: i64,
@@ -119,7 +119,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// `[dim, classes]` and `[classes]`.
+    /// Splits a vector into weights, `[dim, classes]`, and bias, `[classes]`.
     fn parts(self, parameters: &Tensor) -> (Tensor, Tensor) {
         let weights = self.dim * self.classes;
         let weight = parameters.narrow(0, 0, weights).view([self.dim, self.classes]);
@@ -127,8 +127,8 @@ impl Shape {
     }
 }
 
-/// The mean cross entropy with the weights' decay, and its gradient. Products are f32, sums f64: over the chunks of a
-/// process in their order, then over the processes.
+/// Computes the mean cross entropy with weight decay, and its gradient. Products are f32, sums are f64: over
+/// each process's chunks in order, then over the processes.
 fn mean_loss(
     rows: &Examples<'_>,
     parameters: &Tensor,

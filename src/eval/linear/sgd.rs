@@ -1,5 +1,5 @@
-//! Logistic regression by stochastic gradient descent: every setting of a sweep, and every layer, in one go
-//! over the data.
+//! Logistic regression by stochastic gradient descent: every setting of a sweep and every layer in the same
+//! passes over the data.
 
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -11,30 +11,30 @@ use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 
 const MOMENTUM: f64 = 0.9;
-/// Bytes of a run of rows that are read together.
+/// Bytes of consecutive rows that are read together.
 const RUN_BYTES: u64 = 1 << 20;
 
 /// One setting of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cell {
-    /// None where there is no learning rate.
+    /// Learning rate; `None` for a solver without one.
     pub lr: Option<f64>,
     pub weight_decay: f64,
 }
 
-/// Gives the batches of epochs, for one layer or several.
+/// Passes over batches, for one or several layers.
 pub(super) trait Passes {
-    /// Steps of an epoch.
+    /// Returns the number of steps in an epoch.
     fn steps(&self) -> u64;
 
-    /// Shows each batch of an epoch: for each layer its features.
+    /// Calls `see` with each batch of an epoch: its features for each layer.
     fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), EvalError>;
 }
 
-/// Passes over the rows of a table, in another order each time.
+/// Passes over the rows of a table, each in another order.
 ///
-/// Rows that are held are mixed as a whole. Of others, runs of rows are mixed; the runs are then read in
-/// windows of about the memory limit, and the rows of a window are mixed.
+/// Rows in memory are shuffled as a whole. Otherwise runs of consecutive rows are shuffled and read in
+/// windows of about the memory limit, and the rows of each window are shuffled.
 pub(super) struct TablePasses<'a> {
     pub rows: &'a Examples<'a>,
     pub options: &'a LinearOptions,
@@ -42,13 +42,13 @@ pub(super) struct TablePasses<'a> {
 }
 
 impl TablePasses<'_> {
-    /// An order of an epoch, by its number among those of the epoch.
+    /// Shuffles items for an epoch; `number` identifies the shuffle within the epoch.
     fn shuffle<T>(&self, epoch: u64, number: u64, items: &mut [T]) {
         Stream::new(self.options.seed, Purpose::ProbeOrder, epoch, number).shuffle(items);
     }
 }
 
-/// The rows of a window: whole batches.
+/// Returns the number of rows of a window: whole batches.
 pub(super) fn window_rows(row_bytes: u64, batch_size: usize, memory_limit: u64) -> usize {
     (memory_limit / row_bytes) as usize / batch_size.max(1) * batch_size.max(1)
 }
@@ -89,7 +89,7 @@ impl Passes for TablePasses<'_> {
     }
 }
 
-/// The probes of one layer, side by side.
+/// Probes of one layer, stacked.
 struct Stack {
     /// `[cells, dim, classes]`
     weight: Tensor,
@@ -118,10 +118,10 @@ impl Stack {
         }
     }
 
-    /// One step of all, as `torch.optim.SGD` takes it; `share` is that of the full rate.
+    /// Takes one step of all probes, as in `torch.optim.SGD`; `share` is the fraction of the full rate.
     fn step(&mut self, features: &Tensor, labels: &Tensor, share: f64) {
         let rows = labels.size()[0];
-        // The same features for every probe.
+        // All probes use the same features.
         let shared = features.unsqueeze(0);
         let logits = shared.matmul(&self.weight) + &self.bias;
         let labels = labels.view([1, rows, 1]).expand([logits.size()[0], rows, 1], false);
@@ -138,10 +138,10 @@ impl Stack {
     }
 }
 
-/// Trains the probes of each layer's cells from zero. `scales` is empty, or has one for each layer.
+/// Trains the probes of each layer's cells from zero. `scales` is empty, or has one entry for each layer.
 ///
 /// # Errors
-/// If a batch cannot be made.
+/// If a batch cannot be loaded.
 pub(super) fn fit(
     passes: &mut dyn Passes,
     cells: &[Vec<Cell>],

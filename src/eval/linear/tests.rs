@@ -8,7 +8,7 @@ use crate::ids::{ClassId, InstanceId};
 use crate::progress::Quiet;
 use crate::rng::{Purpose, Stream};
 
-/// Classes around corners of a cube, with noise; the numbers differ in size a thousandfold.
+/// Classes around the corners of a cube, with noise; the magnitudes of the features differ a thousandfold.
 fn table(seed: u64, rows: usize, stretched: bool) -> FeatureTable {
     let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
     let classes: Vec<u16> = (0..rows).map(|_| stream.below(4) as u16).collect();
@@ -62,7 +62,7 @@ fn run(train: &dyn Table, test: &dyn Table, options: &LinearOptions) -> ProbeRep
     try_run(train, test, options).expect("a probe")
 }
 
-/// The report without its time.
+/// Returns the report without its time.
 fn timeless(report: ProbeReport) -> ProbeReport {
     ProbeReport { seconds: 0.0, ..report }
 }
@@ -84,7 +84,7 @@ fn a_standardized_probe_does_not_see_the_size_of_the_numbers() {
     assert_eq!((plain.top1, plain.top5), (stretched.top1, stretched.top5));
 }
 
-/// The head that comes out is for features as they are: at the minimum the mean error is nil.
+/// The resulting head is for plain features: at the minimum the mean error is zero.
 #[test]
 fn the_bias_is_such_that_each_class_is_predicted_as_often_as_it_occurs() {
     let train = table(3, 500, true);
@@ -123,7 +123,7 @@ fn of_several_settings_the_one_is_taken_that_does_best_on_rows_it_did_not_see() 
     assert_eq!(report.lr, Some(0.5));
 }
 
-/// Counts the items that were announced, those that were done, and the stages that were finished.
+/// Counts announced items, done items, and finished stages.
 #[derive(Default)]
 struct Counted([AtomicU64; 3]);
 
@@ -144,7 +144,7 @@ impl Progress for Counted {
 #[test]
 fn a_probe_tells_how_far_it_is() {
     let sweep = |solver| LinearOptions { weight_decay: vec![1e-2, 1e-3], epochs: 5, ..options(solver) };
-    // Both settings and then the better one: the steps that each may take; for sgd five passes each time.
+    // Both settings, then the better one: the steps that each may take; five passes each for sgd.
     let steps = 3 * options(Solver::Lbfgs).iterations as u64;
     for (solver, items) in [(Solver::Lbfgs, steps), (Solver::Sgd, 10)] {
         let counted = Counted::default();
@@ -170,14 +170,14 @@ fn a_sweep_without_a_setting_is_refused() {
     assert!(matches!(try_run(&train, &train, &none), Err(EvalError::Options { .. })));
 }
 
-/// A table of another split.
+/// Returns a table of another split.
 fn evaluated(seed: u64, rows: usize) -> FeatureTable {
     let mut table = table(seed, rows, false);
     table.meta.split = "val".into();
     table
 }
 
-/// More rows than a chunk has, some of them without a label.
+/// Returns more rows than a chunk has, some of them without a label.
 fn long_table(seed: u64) -> FeatureTable {
     let mut long = table(seed, 40_000, false);
     long.labels.iter_mut().step_by(7).for_each(|label| *label = None);
@@ -206,7 +206,7 @@ fn rows_that_are_mixed_in_windows_teach_what_rows_mixed_as_a_whole_do() {
     assert_eq!((whole.notes.len(), report.notes.as_slice()), (0, &[note.to_owned()][..]));
 }
 
-/// Shows each row of the passes once, with its label.
+/// Each row must occur once in the passes, with its label.
 #[test]
 fn a_pass_over_windows_shows_each_row_once_with_its_label() {
     let mut train = long_table(5);

@@ -1,36 +1,36 @@
 //! Entry points: bits of a JPEG's entropy-coded data at which decoding can start.
 //!
-//! Huffman codes are read front to back, and a block's DC value is the one before it plus a difference. Who knows
-//! where an MCU begins and which DC values came before can start there. There is an entry point for every
-//! [`STEP_PIXELS`] of each row of MCUs. They are trusted to belong to their image: the dataset's digests say so. Wrong
-//! ones give wrong pixels, or send the image the usual way; nothing outside of the file is read.
+//! Huffman codes are read front to back, and a block's DC value is a difference from the one before. With the first bit
+//! of an MCU and the previous DC values, decoding can start at this MCU. There is an entry point for every
+//! [`STEP_PIXELS`] of each row of MCUs. They are trusted to belong to their image, as the dataset's digests ensure.
+//! Wrong ones give wrong pixels or a full decode; nothing outside of the file is read.
 //!
-//! The bytes, little-endian: the version; by row of MCUs a u32, the bit of the file at which it begins, and for each
-//! entry point a u16, the bits since the one before (the first: 0), and an i16 for each component, the DC value before
-//! it; a u32, the bit at which the data end.
+//! The bytes, little-endian: the version; for each row of MCUs a u32, the bit of the file at which the row begins, and
+//! for each entry point a u16, the bits since the previous one (0 for the first), and an i16 for each component, the
+//! previous DC value; last a u32, the bit at which the data end.
 
 use std::ops::Range;
 
 use super::header::{Frame, MOST_COMPONENTS};
 
-/// Pixels of a row from one entry point to the next: half of them doubles the bytes and gains nothing.
+/// Number of pixels of a row from one entry point to the next; half of it doubles the bytes and gains nothing.
 const STEP_PIXELS: usize = 64;
 const VERSION: u8 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EntryPoint {
-    /// The bit, counted from the start of the file.
+    /// Bit, counted from the start of the file.
     pub(super) bit: usize,
-    /// By component: the DC value before it.
+    /// By component: the previous DC value.
     pub(super) dc: [i32; MOST_COMPONENTS],
 }
 
-/// How many entry points there are, and what they take.
+/// Numbers of an image's entry points, and the layout of their bytes.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
-    /// MCUs from one to the next.
+    /// Number of MCUs from one entry point to the next.
     step: usize,
-    /// Entry points of a row.
+    /// Number of entry points in a row.
     across: usize,
     rows: usize,
     components: usize,
@@ -56,12 +56,12 @@ impl Shape {
     }
 }
 
-/// MCUs from one entry point to the next: a power of two.
+/// Returns the number of MCUs from one entry point to the next, a power of two.
 pub(super) fn step(frame: &Frame) -> usize {
     STEP_PIXELS / (8 * frame.sampling.luma_blocks().0)
 }
 
-/// The entry points of an image as they are stored, whose data end at a bit of the file.
+/// Encodes the entry points of an image for storage; the image's data end at bit `end` of the file.
 ///
 /// `None` if a number is too large, as in a file of 512 MiB or more.
 pub(super) fn encode(
@@ -98,7 +98,7 @@ pub(super) struct EntryPoints<'a> {
 }
 
 impl<'a> EntryPoints<'a> {
-    /// `None` if they cannot be the image's.
+    /// Parses entry points; `None` if they cannot belong to the image.
     pub(super) fn of(frame: &Frame, bytes: &'a [u8]) -> Option<Self> {
         let shape = Shape::of(frame);
         let (&version, rest) = bytes.split_first()?;
@@ -106,12 +106,12 @@ impl<'a> EntryPoints<'a> {
         is_its_own.then_some(Self { bytes: rest, shape })
     }
 
-    /// The MCU of a row at which decoding starts for this one.
+    /// Returns the MCU of a row at which decoding starts for the MCU `column`.
     pub(super) fn first(self, column: usize) -> usize {
         column / self.shape.step * self.shape.step
     }
 
-    /// Where to start for some MCUs of a row, and a bit at or behind their end.
+    /// Returns the entry point for some MCUs of a row, and a bit at or after their end.
     pub(super) fn span(self, row: usize, columns: &Range<usize>) -> Option<(EntryPoint, usize)> {
         let Self { bytes, shape } = self;
         let stored = bytes.get(row * shape.row_bytes()..)?;

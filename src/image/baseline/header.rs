@@ -1,24 +1,24 @@
-//! The markers before the entropy-coded data: the frame, and Huffman tables as a file defines them.
+//! The markers before the entropy-coded data: the frame, and the Huffman tables of the file.
 
-/// Components of a frame that is decoded here: one (grey) or three (YCbCr).
+/// Maximum number of components of a frame that is decoded here: one (grey) or three (YCbCr).
 pub(super) const MOST_COMPONENTS: usize = 3;
 pub(super) const LONGEST_CODE: usize = 16;
 
-/// How chroma is stored.
+/// Chroma subsampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sampling {
-    /// Luma alone.
+    /// Only luma.
     Grey,
-    /// A chroma sample for each pixel (4:4:4).
+    /// One chroma sample for each pixel (4:4:4).
     Full,
-    /// One for two pixels of a row (4:2:2).
+    /// One chroma sample for two pixels of a row (4:2:2).
     HalfWidth,
-    /// One for four pixels (4:2:0).
+    /// One chroma sample for four pixels (4:2:0).
     HalfBoth,
 }
 
 impl Sampling {
-    /// Luma blocks of an MCU, across and down.
+    /// Returns the number of luma blocks of an MCU, across and down.
     pub(super) fn luma_blocks(self) -> (usize, usize) {
         match self {
             Self::Grey | Self::Full => (1, 1),
@@ -32,7 +32,7 @@ impl Sampling {
     }
 }
 
-/// A component of the frame, with the tables that its scan names.
+/// A component of the frame, with the tables that the scan assigns to it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Component {
     id: u8,
@@ -47,11 +47,11 @@ pub(super) struct Component {
 pub(in crate::image) struct Frame<'a> {
     pub(in crate::image) width: usize,
     pub(in crate::image) height: usize,
-    /// How chroma is stored.
+    /// Chroma subsampling.
     pub(super) sampling: Sampling,
-    /// MCUs between restart markers; 0 if there are none.
+    /// Number of MCUs between restart markers; 0 if there are none.
     pub(super) restart_interval: usize,
-    /// Where the entropy-coded data begin.
+    /// Offset of the entropy-coded data.
     pub(super) scan_start: usize,
     pub(super) components: [Component; MOST_COMPONENTS],
     pub(super) dc_tables: [Option<TableSpec<'a>>; 4],
@@ -59,17 +59,17 @@ pub(in crate::image) struct Frame<'a> {
     quantisation: [Option<[u16; 64]>; 4],
 }
 
-/// A Huffman table as its segment defines it.
+/// A Huffman table as defined by its segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TableSpec<'a> {
-    /// Codes of 1 to 16 bits.
+    /// Number of codes of each length, 1 to 16 bits.
     pub(super) lengths: &'a [u8; LONGEST_CODE],
-    /// Their symbols, in ascending order of codes.
+    /// Symbols, in ascending order of codes.
     pub(super) symbols: &'a [u8],
 }
 
 impl<'a> TableSpec<'a> {
-    /// `None` if the lengths make no prefix code.
+    /// Checks a table; `None` if the lengths make no prefix code.
     pub(super) fn new(lengths: &'a [u8; LONGEST_CODE], symbols: &'a [u8]) -> Option<Self> {
         let mut code = 0_u32;
         for (bits, &count) in (1..).zip(lengths) {
@@ -86,7 +86,7 @@ impl<'a> TableSpec<'a> {
         self.symbols.iter().all(|&symbol| is_such(symbol))
     }
 
-    /// Whether no code consists of ones alone, which libjpeg insists on.
+    /// Returns whether no code consists only of ones, as libjpeg requires.
     fn spares_ones(&self) -> bool {
         let mut code = 0_u32;
         (1..).zip(self.lengths).all(|(bits, &count)| {
@@ -95,7 +95,7 @@ impl<'a> TableSpec<'a> {
         })
     }
 
-    /// Each code: its bits, their number, its symbol.
+    /// Iterates over the codes, each as its bits, their number, and its symbol.
     pub(super) fn codes(&self) -> impl Iterator<Item = (u32, u32, u8)> {
         let mut code = 0_u32;
         let mut symbols = self.symbols.iter();
@@ -108,7 +108,7 @@ impl<'a> TableSpec<'a> {
     }
 }
 
-/// In zigzag order, the place of a coefficient in its block, row after row.
+/// Natural index (row after row) of each coefficient of a block, in zigzag order.
 ///
 /// # Source
 /// ITU-T T.81, figure A.6.
@@ -119,7 +119,7 @@ pub(super) const NATURAL_ORDER: [u8; 64] = [
     47, 55, 62, 63,
 ];
 
-/// Reads a segment's bytes front to back; `None` where they end too early.
+/// Reads a segment's bytes front to back; methods return `None` if the bytes end too early.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -138,26 +138,26 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Hints of markers at the colours, besides the components' names.
+/// Hints in markers at the colour space, besides the components' ids.
 #[derive(Default)]
 struct ColourHints {
     jfif: bool,
     adobe_transform: Option<u8>,
 }
 
-/// The bits of the largest difference of DC values in 8-bit images (T.81, table F.1).
+/// Number of bits of the largest difference of DC values in 8-bit images (T.81, table F.1).
 const MOST_DC_BITS: u8 = 11;
 
-/// Whether an AC symbol means something in 8-bit baseline: a run of up to 15 zeros and a value of 1 to 10 bits, 16
-/// zeros, or the block's end (T.81, F.1.2.2).
+/// Returns whether an AC symbol is valid in 8-bit baseline: a run of up to 15 zeros and a value of 1 to 10 bits, 16
+/// zeros, or the end of the block (T.81, F.1.2.2).
 fn is_baseline_ac(symbol: u8) -> bool {
     matches!(symbol, 0 | 0xF0) || (1..=10).contains(&(symbol & 15))
 }
 
 impl<'a> Frame<'a> {
-    /// Reads the header, up to the start of the first scan.
+    /// Parses the header, up to the start of the first scan.
     ///
-    /// `None`: the file is broken, or something that libjpeg has to decode (progressive, CMYK, RGB, arithmetic
+    /// `None` if the file is broken, or of a kind that libjpeg has to decode (progressive, CMYK, RGB, arithmetic
     /// coding, 12 bits, several scans, another sampling, tables that no encoder writes).
     pub(in crate::image) fn parse(bytes: &'a [u8]) -> Option<Self> {
         if !bytes.starts_with(&[0xFF, 0xD8]) {
@@ -292,7 +292,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether the scan's Huffman tables are as encoders write them: libjpeg takes them, all symbols are known.
+    /// Returns whether the scan's Huffman tables are as encoders write them: accepted by libjpeg, with valid symbols.
     fn tables_are_libjpegs(&self) -> bool {
         self.components[..self.sampling.components()].iter().all(|component| {
             let tables = [self.dc_tables.get(component.dc), self.ac_tables.get(component.ac)];
@@ -302,12 +302,12 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// The quantisation steps of a component, in natural order.
+    /// Returns the quantisation steps of a component, in natural order.
     pub(super) fn steps(&self, component: usize) -> Option<&[u16; 64]> {
         self.quantisation.get(self.components[component].quantisation)?.as_ref()
     }
 
-    /// MCUs across and down.
+    /// Returns the number of MCUs across and down.
     pub(super) fn mcus(&self) -> (usize, usize) {
         let (across, down) = self.sampling.luma_blocks();
         (self.width.div_ceil(8 * across), self.height.div_ceil(8 * down))

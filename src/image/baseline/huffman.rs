@@ -1,17 +1,17 @@
-//! The entropy-coded data: taken out of their byte stuffing, read bit by bit, and Huffman codes as tables that give a
-//! coefficient, code and value bits at once, by one look.
+//! Entropy-coded data: removal of the byte stuffing, a bit reader, and Huffman tables. One look-up decodes a whole
+//! coefficient, both code and value bits.
 //!
-//! Where whole blocks are passed over, a look passes as many coefficients as it has bits for.
+//! In whole blocks that are skipped, a look-up skips as many coefficients as its bits contain.
 
 use std::ops::Range;
 
 use super::header::{LONGEST_CODE, NATURAL_ORDER, TableSpec};
 
-/// Bits of a look; a coefficient whose code and value bits are more takes a slower way.
+/// Number of bits of a look-up; a coefficient with more code and value bits takes a slower path.
 const LOOK: u32 = 11;
 /// Advance of an end-of-block: larger than any other sum within a block.
 const END_OF_BLOCK: u32 = 128;
-/// In an entry for passing over: the block ends here.
+/// Flag of an entry for skipping: the block ends here.
 const ENDS: u16 = 1 << 4;
 
 /// The natural place of the coefficient before a place in zigzag order; 64 for those beyond a block.
@@ -25,10 +25,10 @@ static ORDER: [u8; 256] = {
     order
 };
 
-/// One look at a table.
+/// Result of a look-up.
 ///
-/// Low byte: bits of code and value, or 0 where a look does not suffice. Then: for a whole coefficient the
-/// advance in the block and the value (16 bits); else the bits of the code (0: longer than a look) and its symbol.
+/// Low byte: bits of code and value, or 0 if the look-up does not suffice. Then, for a whole coefficient, the advance
+/// in the block and the value (16 bits); else the bits of the code (0: longer than a look-up) and its symbol.
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry(u32);
 
@@ -57,7 +57,7 @@ impl Entry {
     }
 }
 
-/// What the table's symbols mean.
+/// Meaning of the table's symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A symbol is the number of value bits.
@@ -72,15 +72,15 @@ pub(super) struct Table {
     lengths: [u8; LONGEST_CODE],
     symbols: Vec<u8>,
     entries: Box<[Entry; 1 << LOOK]>,
-    /// Low 4 bits: how many are passed (0: none); then [`ENDS`]; then the advance before the block's end.
+    /// Low 4 bits: number of bits to skip (0: none); then [`ENDS`]; then the advance before the end of the block.
     passing: Box<[u16; 1 << LOOK]>,
     /// By length: the first 16-bit code word beyond codes of this length.
     limits: [u32; LONGEST_CODE + 1],
-    /// By length: the index of a symbol less its code.
+    /// By length: the index of a symbol minus its code.
     offsets: [i32; LONGEST_CODE + 1],
 }
 
-/// The value whose `size` low bits are these.
+/// Returns the value that the `size` low bits encode.
 #[inline(always)]
 pub(super) fn extend(bits: u32, size: u32) -> i32 {
     let half = (1_u32 << size) >> 1;
@@ -100,7 +100,7 @@ impl Table {
         }
     }
 
-    /// Makes the table that of a definition; most images have the one before's.
+    /// Loads a table's definition; most images have that of the previous one.
     ///
     /// `None` if a symbol is impossible.
     pub(super) fn load(&mut self, spec: TableSpec) -> Option<()> {
@@ -194,7 +194,7 @@ impl Table {
     ) -> Option<u32> {
         while at < 64 {
             bits.refill();
-            // A refill leaves 56 bits: enough for five looks.
+            // A refill leaves 56 bits, enough for five look-ups.
             for _ in 0..5 {
                 let entry = self.entries[bits.peek(LOOK)];
                 if entry.bits() == 0 {
@@ -212,7 +212,7 @@ impl Table {
         end_of(at)
     }
 
-    /// Does the same for the blocks of two streams in turn: a look waits for the one before it in its own stream alone.
+    /// Does the same for the blocks of two streams in turn, so that look-ups of one do not wait for those of the other.
     #[inline(always)]
     pub(super) fn coefficients_of_two(
         &self,
@@ -249,7 +249,7 @@ impl Table {
         Some([self.coefficients(at, bits, block)?, self.coefficients(other_at, other_bits, other_block)?])
     }
 
-    /// Decodes a coefficient for which a look does not suffice; returns the advance.
+    /// Decodes a coefficient for which a look-up does not suffice; returns the advance.
     #[inline(always)]
     fn long_coefficient(
         &self,
@@ -266,7 +266,7 @@ impl Table {
         Some(advance)
     }
 
-    /// Passes over a block's AC coefficients.
+    /// Skips a block's AC coefficients.
     #[inline(always)]
     pub(super) fn pass(&self, bits: &mut Bits) -> Option<()> {
         let mut at = 1_u32;
@@ -292,7 +292,7 @@ impl Table {
         end_of(at).map(drop)
     }
 
-    /// Passes over one coefficient; returns the advance.
+    /// Skips one coefficient; returns the advance.
     fn pass_one(&self, bits: &mut Bits) -> Option<u32> {
         let entry = self.entries[bits.peek(LOOK)];
         if entry.bits() != 0 {
@@ -304,7 +304,7 @@ impl Table {
         Some(advance_of(symbol))
     }
 
-    /// The next symbol, of which a look gave this entry; afterwards there are bits for a value.
+    /// Decodes the next symbol, for which a look-up gave `entry`; leaves enough bits for a value.
     #[inline(always)]
     fn long_symbol(&self, entry: Entry, bits: &mut Bits) -> Option<u8> {
         if entry.advance() == 0 {
@@ -315,7 +315,7 @@ impl Table {
         Some(entry.value() as u8)
     }
 
-    /// The next symbol, whatever its length; afterwards there are bits for a value.
+    /// Decodes the next symbol of any length; leaves enough bits for a value.
     #[cold]
     #[inline(never)]
     fn symbol(&self, bits: &mut Bits) -> Option<u8> {
@@ -328,16 +328,16 @@ impl Table {
     }
 }
 
-/// How far an AC symbol leads in its block.
+/// Returns the advance of an AC symbol in its block.
 ///
 /// # Source
-/// libjpeg-turbo, jdhuff.c: every run without a value but the longest ends the block, not 0 alone.
+/// libjpeg-turbo, jdhuff.c: every symbol without value bits ends the block, except the longest run (0xF0).
 #[inline(always)]
 fn advance_of(symbol: u8) -> u32 {
     if symbol & 15 == 0 && symbol != 0xF0 { END_OF_BLOCK } else { u32::from(symbol >> 4) + 1 }
 }
 
-/// Where a block ends whose decoding went on to here; `None` if a run went beyond the block.
+/// Returns the index at which a block ends, from that where decoding stopped; `None` if a run left the block.
 #[inline(always)]
 fn end_of(at: u32) -> Option<u32> {
     match at {
@@ -347,15 +347,15 @@ fn end_of(at: u32) -> Option<u32> {
     }
 }
 
-/// Zero bytes behind the data, so that a refill needs no other care.
+/// Number of zero bytes after the data, so that a refill needs no bounds checks.
 const PADDING: usize = 16;
 
-/// Reads bits, most significant first. Behind the end come zeros; [`Bits::overran`] tells afterwards.
+/// Reads bits, most significant first. Zeros follow the end; [`Bits::overran`] reports that afterwards.
 #[derive(Debug)]
 pub(super) struct Bits<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// The next bits, from the top; below the `count` valid ones are bits that come again.
+    /// Next bits, from the top; below the `count` valid ones are bits that are loaded again later.
     window: u64,
     count: u32,
 }
@@ -387,20 +387,20 @@ impl<'a> Bits<'a> {
         self.count |= 56;
     }
 
-    /// The next `len` bits, which are valid, as a number.
+    /// Returns the next `len` bits, which must be valid, as a number.
     #[inline(always)]
     pub(super) fn peek(&self, len: u32) -> usize {
         (self.window >> (64 - len)) as usize
     }
 
-    /// Skips `len` bits, which are valid.
+    /// Skips `len` bits, which must be valid.
     #[inline(always)]
     pub(super) fn skip(&mut self, len: u32) {
         self.window <<= len;
         self.count -= len;
     }
 
-    /// Takes up to 32 bits, which are valid.
+    /// Takes up to 32 bits, which must be valid.
     #[inline(always)]
     pub(super) fn take(&mut self, len: u32) -> u32 {
         let taken = (self.window >> 32 >> (32 - len)) as u32;
@@ -408,36 +408,36 @@ impl<'a> Bits<'a> {
         taken
     }
 
-    /// The bit that comes next, counted from the start of the bytes.
+    /// Returns the index of the next bit, counted from the start of the bytes.
     pub(super) fn position(&self) -> usize {
         self.at * 8 - self.count as usize
     }
 
-    /// Whether more bits were taken than come before a bit.
+    /// Returns whether bits at or after `end` were taken.
     pub(super) fn overran(&self, end: usize) -> bool {
         self.position() > end
     }
 }
 
-/// The entropy-coded data of a scan without byte stuffing: one segment for each restart interval, or spans of it.
+/// Entropy-coded data of a scan without byte stuffing: one segment for each restart interval, or spans of the scan.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Segments {
     bytes: Vec<u8>,
-    /// Where each segment ends in `bytes`.
+    /// End of each segment in `bytes`.
     ends: Vec<usize>,
-    /// Where the data ended: at a marker, or at the end of the file.
+    /// Offset in the file at which the data ended: at a marker, or at the end of the file.
     end: usize,
-    /// Where in `bytes` one of the file's was left out, in a scan without restart markers.
+    /// Positions in `bytes` at which a byte of the file was left out, in a scan without restart markers.
     left_out: Vec<u32>,
-    /// The first bit of each span, and where it ends.
+    /// Bits of each span: the first, and the end.
     spans: Vec<Range<usize>>,
 }
 
 impl Segments {
     /// Removes the byte stuffing of a scan, up to the first marker other than a restart marker.
     ///
-    /// `None` if restart markers are not numbered in order. `notes` asks for what [`to_file`](Self::to_file)
-    /// needs: a note for each byte that is left out.
+    /// `None` if restart markers are not numbered in order. With `notes`, records the position of each byte left out,
+    /// for [`to_file`](Self::to_file).
     pub(super) fn unstuff(&mut self, file: &[u8], scan_start: usize, notes: bool) -> Option<()> {
         self.bytes.clear();
         self.bytes.reserve(file.len() - scan_start + PADDING);
@@ -496,18 +496,18 @@ impl Segments {
         self.ends.len()
     }
 
-    /// Where the scan ends in the file.
+    /// Returns the offset of the scan's end in the file.
     pub(super) fn end(&self) -> usize {
         self.end
     }
 
-    /// A reader of one segment and the bit at which it ends.
+    /// Returns a reader of one segment, and the bit at which the segment ends.
     pub(super) fn read(&self, segment: usize) -> (Bits<'_>, usize) {
         let start = if segment == 0 { 0 } else { self.ends[segment - 1] };
         (Bits::new(&self.bytes, start), 8 * self.ends[segment])
     }
 
-    /// Gives for bits of the scan, which has no restart markers, those of the file; they must ascend.
+    /// Returns a function from bits of a scan without restart markers to bits of the file; its inputs must ascend.
     pub(super) fn to_file(&self, scan_start: usize) -> impl FnMut(usize) -> usize {
         let mut passed = 0;
         move |bit| {
@@ -518,9 +518,9 @@ impl Segments {
         }
     }
 
-    /// Removes the byte stuffing of spans alone, each given by its first bit in the file and the one behind it.
+    /// Removes only the byte stuffing of spans, each given by its first bit in the file and the bit after its last.
     ///
-    /// `None` if a span is outside of the file, they do not ascend, or one contains a marker.
+    /// `None` if a span is outside of the file or contains a marker, or if the spans do not ascend.
     pub(super) fn unstuff_spans(
         &mut self,
         file: &[u8],
@@ -552,7 +552,7 @@ impl Segments {
         Some(())
     }
 
-    /// A reader of one span and the bit at which it ends.
+    /// Returns a reader of one span, and the bit at which the span ends.
     pub(super) fn read_span(&self, span: usize) -> (Bits<'_>, usize) {
         let Range { start, end } = self.spans[span];
         (Bits::from_bit(&self.bytes, start), end)

@@ -1,13 +1,13 @@
-//! The inverse DCT of libjpeg's "islow" method, bit for bit as its SIMD code computes it.
+//! Inverse DCT of libjpeg's "islow" method, bit-identical to its SIMD code.
 //!
 //! # Source
 //! libjpeg-turbo, jidctint.c and simd/x86_64/jidctint-sse2.asm (Loeffler, Ligtenberg and Moschytz 1989).
 
 use crate::simd::SimdLevel;
 
-/// Fraction bits of the constants.
+/// Number of fraction bits of the constants.
 const CONST_BITS: i32 = 13;
-/// Fraction bits kept between the passes.
+/// Number of fraction bits kept between the passes.
 const PASS_BITS: i32 = 2;
 const FIRST_SHIFT: i32 = CONST_BITS - PASS_BITS;
 const SECOND_SHIFT: i32 = CONST_BITS + PASS_BITS + 3;
@@ -25,7 +25,7 @@ const F_2_053: i16 = 16819;
 const F_2_562: i16 = 20995;
 const F_3_072: i16 = 25172;
 
-/// Pairs of factors of one rotation each, as multiply-add instructions want them.
+/// Pairs of factors of one rotation each, in the layout of multiply-add instructions.
 const EVEN_3: [i16; 2] = [F_0_541 + F_0_765, F_0_541];
 const EVEN_2: [i16; 2] = [F_0_541, F_0_541 - F_1_847];
 const Z3: [i16; 2] = [F_1_175 - F_1_961, F_1_175];
@@ -35,10 +35,10 @@ const ODD_3: [i16; 2] = [-F_0_899, F_1_501 - F_0_899];
 const ODD_1: [i16; 2] = [F_2_053 - F_2_562, -F_2_562];
 const ODD_2: [i16; 2] = [-F_2_562, F_3_072 - F_2_562];
 
-/// The rows of a block of samples.
+/// Rows of a block of samples.
 pub(super) type Samples = [[u8; 8]; 8];
 
-/// The samples of a block from its coefficients and the quantisation steps, both in natural order.
+/// Computes the samples of a block from its coefficients and the quantisation steps, both in natural order.
 #[inline(always)]
 pub(super) fn samples(coefficients: &[[i16; 8]; 8], steps: &[[i16; 8]; 8]) -> Samples {
     #[cfg(target_arch = "x86_64")]
@@ -47,7 +47,7 @@ pub(super) fn samples(coefficients: &[[i16; 8]; 8], steps: &[[i16; 8]; 8]) -> Sa
     return portable::samples(coefficients, steps);
 }
 
-/// The samples of two blocks of one component.
+/// Computes the samples of two blocks of one component.
 #[inline(always)]
 pub(super) fn samples_of_two(
     level: SimdLevel,
@@ -62,10 +62,10 @@ pub(super) fn samples_of_two(
     coefficients.map(|block| samples(block, steps))
 }
 
-/// The most that DC value times step may be, either way, for [`flat_sample`] to be what [`samples`] gives.
+/// Largest magnitude of DC value times step for which [`flat_sample`] equals the result of [`samples`].
 pub(super) const MOST_FLAT: u16 = i16::MAX as u16 >> PASS_BITS;
 
-/// The sample that fills a block without AC coefficients.
+/// Returns the sample that fills a block without AC coefficients.
 #[inline(always)]
 pub(super) fn flat_sample(dc: i16, step: i16) -> u8 {
     let first = i32::from(dc.wrapping_mul(step).wrapping_shl(PASS_BITS as u32));
@@ -73,7 +73,7 @@ pub(super) fn flat_sample(dc: i16, step: i16) -> u8 {
     (value.clamp(-128, 127) + 128) as u8
 }
 
-/// The same for any processor, and the x86 code's oracle.
+/// The same for any processor; oracle of the x86 code.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable {
     use super::*;
@@ -124,7 +124,7 @@ mod portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    //! The inverse DCT in x86's registers: of one block where each row takes one, of two in AVX2's halves.
+    //! Inverse DCT in x86 registers: of one block with a register for each row, or of two in the halves of AVX2's.
     #![expect(
         unsafe_code,
         reason = "calling functions compiled for SSE2 and AVX2, the latter after the processor was asked"
@@ -145,11 +145,11 @@ mod x86 {
         coefficients: [&[[i16; 8]; 8]; 2],
         steps: &[[i16; 8]; 8],
     ) -> [Samples; 2] {
-        // SAFETY: the value says that the processor has AVX2.
+        // SAFETY: a `V3` value proves that the processor has AVX2.
         unsafe { avx2::blocks(coefficients, steps) }
     }
 
-    /// The passes over registers of these instructions, whose names the module has without their prefix.
+    /// Defines the passes over registers; the module imports the instructions under names without their prefix.
     macro_rules! passes {
         ($feature:literal) => {
             use super::super::{
@@ -157,7 +157,7 @@ mod x86 {
                 Z3, Z4,
             };
 
-            /// Eight values of 32 bits in each half.
+            /// Values of 32 bits, eight in each half.
             type Wide = [Register; 2];
 
             #[inline]
@@ -228,7 +228,7 @@ mod x86 {
                 packs_epi32(low, high)
             }
 
-            /// Columns of 16-bit values to rows of samples, two to a half.
+            /// Converts columns of 16-bit values to rows of samples, two to a half.
             #[inline]
             #[target_feature(enable = $feature)]
             fn to_rows(columns: [Register; 8]) -> [Register; 4] {
@@ -320,7 +320,7 @@ mod tests {
     use super::*;
     use crate::rng::{Purpose, Stream};
 
-    /// Random blocks: `spread` bounds the coefficients, `density` is the share of them that is not 0.
+    /// Draws a random block: `spread` bounds the coefficients, `density` is the share of nonzero ones.
     fn block(stream: &mut Stream, spread: u64, density: f64) -> [[i16; 8]; 8] {
         let mut value = || {
             if stream.chance(density) {

@@ -1,11 +1,11 @@
-//! Regions of baseline JPEGs, decoded without the rest.
+//! Decodes regions of baseline JPEGs without the rest.
 //!
-//! libjpeg decodes everything above a region and more beside it, and three quarters of its time go into Huffman
-//! codes. Here blocks outside the region are passed over, several codes by one look at a table; restart segments
-//! outside are skipped; chroma is decoded only where it is wanted. With entry points, which a check of the whole
-//! image gives, no row outside of the region is read, and two rows are decoded in turn. Pixels equal
-//! libjpeg-turbo's ("islow", smooth upsampling) bit for bit, for 4:4:4, 4:2:2, 4:2:0 and grey. Whatever else
-//! comes, a broken file above all, is left to libjpeg, which decides what is corrupt.
+//! libjpeg decodes everything above a region and more beside it, and spends three quarters of its time on Huffman
+//! codes. Here, blocks outside the region are skipped, several codes by one look-up; restart segments outside are
+//! skipped whole; chroma is decoded only if it is wanted. With entry points, which a check of the whole image finds,
+//! no row outside of the region is read, and two rows are decoded in turn. Pixels equal libjpeg-turbo's ("islow",
+//! smooth upsampling) bit for bit, for 4:4:4, 4:2:2, 4:2:0 and grey. All other files, above all broken ones, are left
+//! to libjpeg, which decides what is corrupt.
 
 mod entry_points;
 mod header;
@@ -21,7 +21,7 @@ use self::scan::Note;
 use super::{Channels, Region};
 use crate::simd::{self, SimdLevel};
 
-/// An image is at least this many times as large as its entry points.
+/// Minimum ratio of an image's size to that of its entry points.
 const SMALLEST_IMAGE: usize = 4;
 
 /// Tables and buffers, kept from image to image.
@@ -32,10 +32,9 @@ pub(super) struct BaselineDecoder {
 }
 
 impl BaselineDecoder {
-    /// Decodes a region, plane after plane, from the image's entry points where there are any; returns the number of
-    /// planes.
+    /// Decodes a region, plane after plane, from the image's entry points if it has any; returns the number of planes.
     ///
-    /// `None`: left to libjpeg.
+    /// `None` leaves the image to libjpeg.
     pub(super) fn decode(
         &mut self,
         file: &[u8],
@@ -57,7 +56,7 @@ impl BaselineDecoder {
         Some(wanted)
     }
 
-    /// Decodes a region from entry points or not at all.
+    /// Decodes a region from entry points only.
     #[cfg(test)]
     pub(super) fn decode_from_entry_points(
         &mut self,
@@ -74,7 +73,7 @@ impl BaselineDecoder {
         Some(())
     }
 
-    /// Makes the pixels of what was decoded.
+    /// Converts the decoded samples to pixels.
     fn put(&mut self, frame: &Frame, region: Region, wanted: usize, out: &mut Vec<u8>) {
         out.resize(wanted * region.width * region.height, 0);
         if wanted == 1 {
@@ -100,14 +99,14 @@ impl BaselineDecoder {
         Some((luma, self.worthwhile_entry_points(file, frame)))
     }
 
-    /// The entry points of an image that was checked; no pixel is made.
+    /// Finds the entry points of an image that was checked, without computing pixels.
     pub(super) fn entry_points(&mut self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
         self.scan.decode(file, frame, region, 0, Note::EntryPoints)?;
         self.scan.used_all(file, frame).then(|| self.worthwhile_entry_points(file, frame))?
     }
 
-    /// Of an image with few bits for its pixels there are none: they would be as large as what they pass over.
+    /// Returns the entry points, unless they are large beside the file, as for an image with few bits a pixel.
     fn worthwhile_entry_points(&self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
         self.scan.entry_points(frame).filter(|points| points.len() <= file.len() / SMALLEST_IMAGE)
     }

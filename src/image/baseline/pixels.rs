@@ -1,4 +1,4 @@
-//! From samples to pixels: smooth upsampling of chroma and YCbCr to RGB, bit for bit as libjpeg does them.
+//! Converts samples to pixels: smooth upsampling of chroma and YCbCr to RGB, bit-identical to libjpeg.
 //!
 //! # Source
 //! libjpeg-turbo, jdsample.c (`h2v1_fancy_upsample`, `h2v2_fancy_upsample`) and jdcolor.c
@@ -17,14 +17,14 @@ pub(super) struct ChromaRows {
     upsampled: [Vec<u8>; 2],
 }
 
-/// Luma of a region, row after row.
+/// Copies the luma of a region, row after row.
 pub(super) fn copy_luma(planes: &[Plane; 3], region: Region, out: &mut [u8]) {
     for (row, out) in (region.top..).zip(out.chunks_exact_mut(region.width)) {
         out.copy_from_slice(planes[0].row(row, region.left..region.left + region.width));
     }
 }
 
-/// Red, green and blue of a region, plane after plane.
+/// Conversion of a region to red, green and blue, plane after plane.
 pub(super) struct Convert<'a> {
     pub(super) frame: &'a Frame<'a>,
     pub(super) planes: &'a [Plane; 3],
@@ -62,7 +62,7 @@ impl simd::Kernel for Convert<'_> {
     }
 }
 
-/// Doubles a row of chroma, from the even column at or before the region's first.
+/// Upsamples a row of chroma, from the even column at or before the region's first.
 #[inline(always)]
 fn upsample_row(
     frame: &Frame,
@@ -108,7 +108,7 @@ fn upsample_row(
     }
 }
 
-/// Repeats the first and the last value to both ends.
+/// Repeats the first and the last value to both ends of the buffer.
 #[inline(always)]
 fn repeat_ends(sums: &mut [u16], at: usize, len: usize) {
     let (first, last) = (sums[at], sums[at + len - 1]);
@@ -125,7 +125,7 @@ fn blend<const EVEN: u16, const ODD: u16, const SHIFT: u16>(sums: &[u16], double
     }
 }
 
-/// Factors times 65,536; those of red and blue are what remains beside whole multiples.
+/// Factors times 65,536; red and blue have the remainders beside whole multiples.
 const RED_FROM_CR: i32 = 91_881 - 65_536;
 const BLUE_FROM_CB: i32 = 116_130 - 2 * 65_536;
 const GREEN_FROM_CB: i32 = -22_554;
@@ -147,7 +147,7 @@ fn to_rgb(luma: &[u8], cb: &[u8], cr: &[u8], red: &mut [u8], green: &mut [u8], b
     }
 }
 
-/// `value * factor / 65536` rounded, by the high half of a 16-bit product.
+/// Returns `value * factor / 65536`, rounded, by the high half of a 16-bit product.
 #[inline(always)]
 fn rounded(value: i16, factor: i32) -> i16 {
     let high = ((i32::from(2 * value) * factor) >> 16) as i16;

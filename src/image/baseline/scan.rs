@@ -1,4 +1,4 @@
-//! The MCUs of a scan: those under a region become samples, the others are passed over.
+//! Decodes the MCUs of a scan: those under a region to samples; the others are skipped.
 
 use std::ops::Range;
 
@@ -12,11 +12,11 @@ use crate::simd::{self, SimdLevel};
 /// Samples of one component: whole blocks that cover a region.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plane {
-    /// Blocks across.
+    /// Range of blocks across.
     pub(super) columns: Range<usize>,
-    /// Blocks down.
+    /// Range of blocks down.
     pub(super) rows: Range<usize>,
-    /// Row after row.
+    /// Samples, row after row.
     samples: Vec<u8>,
 }
 
@@ -26,12 +26,12 @@ impl Plane {
         (self.columns, self.rows) = (columns, rows);
     }
 
-    /// Bytes from one row to the next.
+    /// Returns the number of bytes from one row to the next.
     fn pitch(&self) -> usize {
         self.columns.len() * 8
     }
 
-    /// Part of a row, in coordinates of the component.
+    /// Returns part of a row, in coordinates of the component.
     #[inline(always)]
     pub(super) fn row(&self, row: usize, columns: Range<usize>) -> &[u8] {
         let start = (row - self.rows.start * 8) * self.pitch();
@@ -39,7 +39,7 @@ impl Plane {
         &self.samples[start + columns.start - first..start + columns.end - first]
     }
 
-    /// Puts the samples of a block into its place.
+    /// Stores the samples of a block.
     #[inline(always)]
     pub(super) fn put(&mut self, column: usize, row: usize, block: &idct::Samples) {
         let pitch = self.pitch();
@@ -56,9 +56,9 @@ pub(super) struct ScanDecoder {
     dc_tables: [Table; 4],
     ac_tables: [Table; 4],
     segments: Segments,
-    /// The most bits that a segment of the last image had left over.
+    /// Maximum number of bits that a segment of the last image had left.
     unread: usize,
-    /// The entry points of the last image that was decoded to find them, in bits of its data without stuffing.
+    /// Entry points of the last image decoded with [`Note::EntryPoints`], in bits of its data without stuffing.
     noted: Vec<EntryPoint>,
     pub(super) planes: [Plane; MOST_COMPONENTS],
 }
@@ -77,7 +77,7 @@ impl Default for ScanDecoder {
     }
 }
 
-/// A component of an MCU while a scan is decoded.
+/// A component during the decoding of a scan.
 struct Part<'a> {
     across: usize,
     down: usize,
@@ -86,22 +86,22 @@ struct Part<'a> {
     steps: [[i16; 8]; 8],
     plane: &'a mut Plane,
     last_dc: i32,
-    /// The same of the second stream, where two are decoded in turn.
+    /// Last DC value of the second stream, if two are decoded in turn.
     other_dc: i32,
 }
 
-/// What is done beside decoding.
+/// Additional result of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Note {
     Nothing,
-    /// Every MCU is read, and entry points are noted.
+    /// Entry points; every MCU is read.
     EntryPoints,
 }
 
 impl ScanDecoder {
     /// Decodes the samples of the first `wanted` components under a region.
     ///
-    /// `None`: left to libjpeg.
+    /// `None` leaves the image to libjpeg.
     pub(super) fn decode(
         &mut self,
         file: &[u8],
@@ -114,7 +114,7 @@ impl ScanDecoder {
         *unread = 0;
         noted.clear();
         let mut parts = parts(frame, region, wanted, (dc_tables, ac_tables), planes)?;
-        // Without samples that are wanted every MCU is passed over.
+        // If no samples are wanted, every MCU is skipped.
         let mcus = Mcus::under(frame, region, wanted.max(1));
         let step = entry_points::step(frame);
         let notes = note == Note::EntryPoints && frame.restart_interval == 0;
@@ -137,9 +137,9 @@ impl ScanDecoder {
         Some(())
     }
 
-    /// Does the same from entry points, two rows of MCUs at a time.
+    /// Decodes the same from entry points, two rows of MCUs at a time.
     ///
-    /// `None`: they are not the image's, or it is left to libjpeg.
+    /// `None` if the entry points do not fit the image, or the image is left to libjpeg.
     pub(super) fn decode_from(
         &mut self,
         level: SimdLevel,
@@ -184,9 +184,9 @@ impl ScanDecoder {
         Some(())
     }
 
-    /// The entry points of the last image as they are stored, if [`Note::EntryPoints`] was asked for.
+    /// Encodes the entry points of the last image, decoded with [`Note::EntryPoints`], for storage.
     ///
-    /// `None` where there are none: in an image with restart markers, or a huge one.
+    /// `None` if it has none: an image with restart markers, or a huge one.
     pub(super) fn entry_points(&self, frame: &Frame) -> Option<Vec<u8>> {
         if frame.restart_interval != 0 {
             return None;
@@ -196,7 +196,7 @@ impl ScanDecoder {
         entry_points::encode(frame, points, 8 * self.segments.end())
     }
 
-    /// Whether the last image, decoded whole, used up its data, to the marker that ends the file.
+    /// Returns whether the last image, decoded whole, used all its data, up to the marker that ends the file.
     pub(super) fn used_all(&self, file: &[u8], frame: &Frame) -> bool {
         let (across, down) = frame.mcus();
         let interval = if frame.restart_interval == 0 { usize::MAX } else { frame.restart_interval };
@@ -206,7 +206,7 @@ impl ScanDecoder {
     }
 }
 
-/// The components of an image, with planes for the blocks of the first `wanted` ones under a region.
+/// Returns the components of an image, with planes for the blocks of the first `wanted` ones under a region.
 fn parts<'a>(
     frame: &Frame,
     region: Region,
@@ -241,7 +241,7 @@ fn parts<'a>(
     Some(parts)
 }
 
-/// The blocks of a component that are needed for the pixels of a region.
+/// Returns the ranges of a component's blocks that are needed for the pixels of a region.
 fn cover(frame: &Frame, region: Region, component: usize) -> (Range<usize>, Range<usize>) {
     let (half_width, half_height) = match frame.sampling {
         _ if component == 0 => (false, false),
@@ -259,13 +259,13 @@ fn cover(frame: &Frame, region: Region, component: usize) -> (Range<usize>, Rang
     )
 }
 
-/// The samples at half resolution that smooth upsampling needs for a range of pixels.
+/// Returns the range of samples at half resolution that smooth upsampling needs for a range of pixels.
 pub(super) fn halved(first: usize, len: usize, whole: usize) -> Range<usize> {
     let last = first + len - 1;
     first.saturating_sub(1) / 2..(last.div_ceil(2) + 1).min(whole.div_ceil(2))
 }
 
-/// The MCUs of an image and those under a region.
+/// MCUs of an image, and the ranges of those under a region.
 struct Mcus {
     across: usize,
     down: usize,
@@ -289,7 +289,7 @@ impl Mcus {
         Self { across, down, columns, rows }
     }
 
-    /// The segments with MCUs under the region: their numbers and MCUs, up to the last that is needed.
+    /// Returns the segments with MCUs under the region: their numbers, and their MCUs up to the last one needed.
     fn segments(&self, interval: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
         let interval = if interval == 0 { usize::MAX } else { interval };
         let end = (self.rows.end - 1) * self.across + self.columns.end;
@@ -300,7 +300,7 @@ impl Mcus {
         })
     }
 
-    /// One beyond the last MCU of a range that is under the region; `None` if none is.
+    /// Returns the index after the last MCU of a range that is under the region; `None` if there is none.
     fn last_under(&self, range: Range<usize>) -> Option<usize> {
         let last = range.end.checked_sub(1)?;
         let (row, column) = (last / self.across, last % self.across);
@@ -316,13 +316,13 @@ impl Mcus {
     }
 }
 
-/// The MCUs of a segment, up to the last that is needed.
+/// MCUs of a segment, up to the last one needed.
 struct Segment<'a, 'p, 'b> {
     parts: &'a mut [Part<'p>],
     mcus: &'a Mcus,
     bits: &'a mut Bits<'b>,
     range: Range<usize>,
-    /// Where entry points are noted, and after how many MCUs each, a power of two.
+    /// List for entry points, and the number of MCUs between them, a power of two.
     noted: Option<(&'a mut Vec<EntryPoint>, usize)>,
 }
 
@@ -363,13 +363,13 @@ impl simd::Kernel for Segment<'_, '_, '_> {
     }
 }
 
-/// Two rows of MCUs, which are decoded in turn: neither waits for the other's look-ups.
+/// Two rows of MCUs, decoded in turn so that neither waits for the other's look-ups.
 struct TwoRows<'a, 'p, 'b> {
     level: SimdLevel,
     parts: &'a mut [Part<'p>],
     mcus: &'a Mcus,
     bits: [&'a mut Bits<'b>; 2],
-    /// The first.
+    /// First of the two rows.
     row: usize,
     columns: Range<usize>,
 }
@@ -403,7 +403,7 @@ impl simd::Kernel for TwoRows<'_, '_, '_> {
     }
 }
 
-/// Decodes blocks of two rows in the same column; those under the region are at least one.
+/// Decodes blocks of two rows in the same column, at least one of which is under the region.
 #[inline(always)]
 fn decode_two_blocks(
     level: SimdLevel,

@@ -6,7 +6,7 @@
 use super::{Palette, packed};
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
-/// Bytes before the information header.
+/// Number of bytes before the information header.
 const FILE_HEADER: usize = 14;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ enum Coding {
     RunLength,
     /// 16 bits, with the number of bits of green.
     Sixteen { green_bits: u32 },
-    /// Whole bytes: their number, and the places of red, green and blue.
+    /// Whole bytes: their number, and the positions of red, green and blue.
     Bytes { count: usize, places: [usize; 3] },
 }
 
@@ -28,7 +28,7 @@ struct Layout {
     is_top_down: bool,
     bits: usize,
     coding: Coding,
-    /// Where the palette begins, how many colours it has, and the bytes of each.
+    /// Palette: offset, number of colours, and bytes of each colour.
     palette: (usize, usize, usize),
     data: usize,
 }
@@ -60,7 +60,7 @@ impl Layout {
         let (width, height, is_top_down, bits, compression, colours, entry) = match header {
             12 => (u32::from(half(4)?), u32::from(half(6)?), false, half(10)?, 0, 0, 3),
             40 | 52 | 56 | 64 | 108 | 124 => {
-                // Negative: the first row comes first.
+                // Negative means that the first row comes first.
                 let height = field(8)? as i32;
                 let is_top_down = height >> 24 == -1;
                 let rows = if is_top_down { height.unsigned_abs() } else { height as u32 };
@@ -86,7 +86,7 @@ impl Layout {
         };
         let colours = if colours == 0 && bits <= 8 { 1 << bits } else { colours as usize };
         let palette = FILE_HEADER + header + if has_masks { 12 } else { 0 };
-        // Some writers give a place that would be in the palette.
+        // Some writers give an offset inside the palette.
         let is_wrong = offset == FILE_HEADER + header && bits <= 8;
         let data = if is_wrong { offset.saturating_add(entry * colours) } else { offset };
         Ok(Self {
@@ -100,7 +100,7 @@ impl Layout {
         })
     }
 
-    /// What the masks of the colours mean.
+    /// Returns the encoding that the masks of the colours describe.
     fn masked(bits: usize, masks: [u32; 3]) -> Result<Coding, ImageError> {
         Ok(match (bits, masks) {
             (16, [0xF800, 0x7E0, 0x1F]) => Coding::Sixteen { green_bits: 6 },
@@ -154,7 +154,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     } else {
         (data, layout.pitch())
     };
-    // The last row needs no padding.
+    // The last row may lack its padding.
     let row = |index: usize| {
         let start = index * pitch;
         let end = (start + pitch).min(rows.len()).max(start);
@@ -167,7 +167,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     Ok(DecodedImage { width: width as u32, height: height as u32, rgb })
 }
 
-/// Red, green and blue of 16 bits.
+/// Converts a pixel of 16 bits to red, green and blue.
 fn sixteen(pixel: u32, green_bits: u32) -> [u8; 3] {
     let channel = |shift: u32, bits: u32| {
         let most = (1 << bits) - 1;
@@ -176,11 +176,11 @@ fn sixteen(pixel: u32, green_bits: u32) -> [u8; 3] {
     [channel(5 + green_bits, 5), channel(5, green_bits), channel(0, 5)]
 }
 
-/// Indices from runs, row after row as stored.
+/// Decodes runs to indices, row after row as stored.
 ///
 /// # Errors
-/// If they end before all pixels are there, as by Pillow: what is skipped between is index 0, what is missing
-/// at the end is an error.
+/// If the runs end before all pixels, as in Pillow: skipped pixels have index 0, but missing ones at the end are an
+/// error.
 fn runs(data: &[u8], width: usize, height: usize, bits: usize) -> Result<Vec<u8>, ImageError> {
     let total = width * height;
     let mut indices: Vec<u8> = Vec::with_capacity(total);

@@ -16,16 +16,16 @@ fn open(bytes: &[u8]) -> Result<Decoder<Cursor<&[u8]>>, ImageError> {
     options.set_color_output(ColorOutput::Indexed);
     options.check_frame_consistency(false);
     options.allow_unknown_blocks(true);
-    // The size of the canvas, and of the frame on it, is checked before a frame is decoded.
+    // The sizes of the canvas and of the frame on it are checked before a frame is decoded.
     options.set_memory_limit(MemoryLimit::Unlimited);
     options.read_info(Cursor::new(bytes)).map_err(corrupt)
 }
 
-/// Where the flags of the screen are, and the flag of a palette for all frames.
+/// Offset of the screen's flags, and the flag of a palette for all frames.
 const SCREEN_FLAGS: usize = 10;
 const HAS_PALETTE: u8 = 0x80;
 
-/// A file in which no frame lacks a palette: the decoder takes no other. Without one, colours are greys.
+/// Adds a grey palette to a file that has no global one, since the decoder requires it; `None` if the file has one.
 fn with_palette(bytes: &[u8]) -> Option<Vec<u8>> {
     let flags = *bytes.get(SCREEN_FLAGS)?;
     let (screen, rest) = bytes.split_at_checked(13)?;
@@ -43,7 +43,7 @@ fn no_frame() -> ImageError {
     corrupt("it has no frame")
 }
 
-/// Columns and rows: the screen, made larger where the frame goes beyond it.
+/// Returns width and height: those of the screen, enlarged if the frame extends beyond it.
 fn size(decoder: &Decoder<Cursor<&[u8]>>, frame: &Frame) -> (u32, u32) {
     let end = |start: u16, len: u16| u32::from(start) + u32::from(len);
     let width = u32::from(decoder.width()).max(end(frame.left, frame.width));
@@ -63,8 +63,8 @@ pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
 }
 
 /// # Source
-/// Pillow, `GifImagePlugin.py`: around the frame is the transparent colour, else the first of the palette; a
-/// palette that is a ramp of greys is none.
+/// Pillow, `GifImagePlugin.py`: the transparent colour surrounds the frame, or else the first of the palette; a
+/// palette that is a ramp of greys counts as none.
 pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let changed = with_palette(bytes);
     let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;

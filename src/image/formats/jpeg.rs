@@ -8,7 +8,7 @@ use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsam
 use crate::image::baseline::{BaselineDecoder, Frame};
 use crate::image::{Channels, Colour, DecodedImage, Format, Header, ImageError, Region};
 
-/// What libjpeg warns of although the image is whole, as in Pillow. Any other warning means lost pixels.
+/// Warnings of libjpeg for images that are whole, as in Pillow. Any other warning means lost pixels.
 const HARMLESS_WARNINGS: [&str; 5] = [
     EXTRANEOUS_BYTES,
     "JFIF revision",
@@ -17,14 +17,14 @@ const HARMLESS_WARNINGS: [&str; 5] = [
     "Unknown Adobe color transform",
 ];
 const EXTRANEOUS_BYTES: &str = "extraneous bytes before marker";
-/// Behind the last scan nothing is decoded.
+/// Warning of bytes after the last scan, which are not decoded.
 const EXTRANEOUS_AT_END: &str = "extraneous bytes before marker 0xd9";
 
-/// Scans of a progressive JPEG; each costs the time of a whole decode, and a file of 100 kB can name thousands.
+/// Maximum number of scans of a progressive JPEG; each costs a full decode, and a file of 100 kB can have thousands.
 const MOST_SCANS: u32 = 100;
 
 thread_local! {
-    /// A decompressor for each thread: making one costs more than decoding a thumbnail.
+    /// Decompressor of each thread; making one costs more than decoding a thumbnail.
     static DECOMPRESSOR: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
 }
 
@@ -38,7 +38,7 @@ fn with_decompressor<T>(
         };
         let result = work(decompressor).map_err(|error| corrupt(&error));
         if result.is_err() {
-            // After an error in a header it would reject every later image: it goes on in the middle of this one.
+            // After an error in a header it would reject every later image: it continues inside this one.
             *slot = None;
         }
         result
@@ -96,7 +96,7 @@ pub(crate) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, Image
     decode_as(bytes, header, PixelFormat::GRAY)
 }
 
-/// The four inks of a pixel as they are stored.
+/// Decodes the four inks of each pixel, as stored.
 pub(crate) fn decode_inks(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
     decode_as(bytes, header, PixelFormat::CMYK)
 }
@@ -111,7 +111,7 @@ fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8
     };
     let mut decoded = decode(bytes);
     if decoded.as_ref().is_err_and(is_harmless) {
-        // libjpeg reports the first warning alone: without the cause of that one, it reports the next.
+        // libjpeg reports only the first warning; without its cause it reports the next.
         decoded = decode(&without_harmless_flaws(bytes));
     }
     match decoded {
@@ -123,9 +123,9 @@ fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8
     Ok(pixels)
 }
 
-/// Whether each part between restart markers has the data of all its blocks, and maybe more.
+/// Returns whether each part between restart markers has the data of all its blocks, and maybe more.
 ///
-/// False for a kind that only libjpeg decodes: nothing is known of it.
+/// False for a kind that only libjpeg decodes, where this is unknown.
 fn is_whole(bytes: &[u8]) -> bool {
     let bytes = without_harmless_flaws(bytes);
     let Some(frame) = Frame::parse(&bytes) else { return false };
@@ -135,7 +135,7 @@ fn is_whole(bytes: &[u8]) -> bool {
     decoded.is_some() && has_end(&bytes)
 }
 
-/// JPEG files hold CMYK inverted, by Adobe's convention; so 255 is without ink.
+/// Converts CMYK to RGB. JPEG files store CMYK inverted, by Adobe's convention, so 255 is without ink.
 ///
 /// # Source
 /// Pillow, `Convert.c` (`cmyk2rgb`) after its JPEG plugin's `CMYK;I`.
@@ -172,9 +172,9 @@ pub fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> 
     compressor.compress_to_vec(image).map_err(failed)
 }
 
-/// The same coefficients as one scan.
+/// Rewrites a JPEG as one scan with the same coefficients.
 pub(crate) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
-    // The transformer itself knows no limit.
+    // The transformer has no limit.
     if memchr::memmem::find_iter(bytes, &[0xFF, 0xDA]).count() > MOST_SCANS as usize {
         let reason = format!("it has more than {MOST_SCANS} scans");
         return Err(ImageError::Corrupt { format: "JPEG", reason });
@@ -188,21 +188,21 @@ pub(crate) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
 const START: u8 = 0xD8;
 const END: u8 = 0xD9;
 const SCAN: u8 = 0xDA;
-/// Of the parameters behind the list of components in a scan's header: all coefficients with all their bits.
+/// Last parameters of a scan's header that select all coefficients with all their bits.
 const WHOLE_SPECTRUM: [u8; 3] = [0, 63, 0];
 
-/// A marker that a length follows, and what the length covers.
+/// A marker followed by a length, with its payload.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment<'a> {
-    /// The marker's second byte.
+    /// Second byte of the marker.
     pub marker: u8,
-    /// Without the length.
+    /// Payload without the length.
     pub payload: &'a [u8],
-    /// Where what follows it begins.
+    /// Offset after the segment.
     end: usize,
 }
 
-/// The segments before the first scan, whose own is the last.
+/// Iterates over the segments up to the header of the first scan, which is the last one.
 pub(crate) fn header_segments(bytes: &[u8]) -> impl Iterator<Item = Segment<'_>> {
     let mut at = Some(2);
     std::iter::from_fn(move || {
@@ -220,7 +220,7 @@ pub(crate) fn header_segments(bytes: &[u8]) -> impl Iterator<Item = Segment<'_>>
     })
 }
 
-/// The next marker, and where what follows it begins. As in libjpeg, anything may come before a marker.
+/// Finds the next marker; returns it and the offset after it. As in libjpeg, other bytes may come before a marker.
 fn next_marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
     loop {
         at += memchr(0xFF, bytes.get(at..)?)?;
@@ -245,7 +245,7 @@ fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC)
 }
 
-/// What follows a marker, by its length.
+/// Returns the payload after a marker, by its length.
 fn payload(bytes: &[u8], at: usize) -> Option<&[u8]> {
     let len = usize::from(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
     bytes.get(at + 2..at + len)
@@ -256,17 +256,17 @@ pub(crate) fn is_progressive(bytes: &[u8]) -> bool {
     frame.is_some_and(|frame| matches!(frame.marker, 0xC2 | 0xC6 | 0xCA | 0xCE))
 }
 
-/// Whether the end marker is there, behind the start of a scan: a thumbnail in the header has one too.
+/// Returns whether there is an end marker after the start of a scan; a thumbnail in the header has one too.
 pub(crate) fn has_end(bytes: &[u8]) -> bool {
     let scan = header_segments(bytes).find(|segment| segment.marker == SCAN);
     scan.is_some_and(|scan| memchr::memmem::find(&bytes[scan.end..], &[0xFF, END]).is_some())
 }
 
-/// The same image without what libjpeg would warn of in its headers, although no pixel depends on it.
+/// Returns the same image without the header flaws of which libjpeg would warn, although no pixel depends on them.
 ///
-/// Bytes between segments, comments and application segments but for the hints at the colour space go; an unknown
-/// JFIF revision and an unknown transform become those that libjpeg takes them for, and so do the parameters of scans
-/// that can have no others. What is behind the end goes too. The data of the scans stay as they are.
+/// This removes bytes between segments, comments, application segments except for hints at the colour space, and bytes
+/// after the end. An unknown JFIF revision or transform becomes the one that libjpeg assumes, as do the parameters of
+/// scans that allow only one value. The data of the scans are kept.
 fn without_harmless_flaws(bytes: &[u8]) -> Vec<u8> {
     let frame = header_segments(bytes).find(|segment| is_frame(segment.marker));
     let components = frame.and_then(|frame| frame.payload.get(5).copied());
@@ -274,7 +274,7 @@ fn without_harmless_flaws(bytes: &[u8]) -> Vec<u8> {
     let mut clean = Vec::with_capacity(bytes.len());
     clean.extend_from_slice(&[0xFF, START]);
     let mut at = 2;
-    // Where the data of a scan began that is not copied yet.
+    // Offset of a scan's data that are not copied yet.
     let mut data = None;
     while let Some((marker, behind)) = next_marker(bytes, at) {
         at = behind;
@@ -292,7 +292,7 @@ fn without_harmless_flaws(bytes: &[u8]) -> Vec<u8> {
             continue;
         }
         let Some(payload) = payload(bytes, behind) else {
-            // libjpeg reports what is wrong here.
+            // libjpeg reports the fault here.
             clean.extend_from_slice(&bytes[behind - 2..]);
             return clean;
         };

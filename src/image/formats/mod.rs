@@ -1,5 +1,5 @@
-//! The formats of images, a file for each: its header, and its pixels. Here is what several share, and how a
-//! file's first bytes tell its format.
+//! The image formats, with a file for the header and pixels of each. This file has shared code, and recognises a
+//! format by a file's first bytes.
 
 pub(super) mod bmp;
 pub(super) mod gif;
@@ -11,7 +11,7 @@ pub(super) mod webp;
 
 use super::{Format, ImageError};
 
-/// Up to 256 colours; those that a file does not name are black, as in Pillow.
+/// Up to 256 colours; those that a file does not define are black, as in Pillow.
 #[derive(Clone, Debug)]
 pub(super) struct Palette([[u8; 3]; 256]);
 
@@ -25,12 +25,12 @@ impl Palette {
         Self(colours)
     }
 
-    /// Each index its own grey.
+    /// Returns a palette of greys, in which each index is its own value.
     pub(super) fn grey() -> Self {
         Self(std::array::from_fn(|index| [index as u8; 3]))
     }
 
-    /// The same with red and blue exchanged.
+    /// Exchanges red and blue.
     #[must_use]
     pub(super) fn reversed(mut self) -> Self {
         self.0.iter_mut().for_each(|colour| colour.reverse());
@@ -42,7 +42,7 @@ impl Palette {
     }
 }
 
-/// The first `count` values of `bits` bits (1, 2, 4 or 8) each, the highest bits of a byte first.
+/// Unpacks the first `count` values of `bits` bits (1, 2, 4 or 8) each, the highest bits of a byte first.
 pub(super) fn packed(bytes: &[u8], count: usize, bits: usize) -> impl Iterator<Item = u8> {
     let in_byte = (8 / bits).max(1);
     let mask = if bits < 8 { (1 << bits) - 1 } else { 0xFF };
@@ -52,7 +52,7 @@ pub(super) fn packed(bytes: &[u8], count: usize, bits: usize) -> impl Iterator<I
     values.take(count)
 }
 
-/// First bytes of what is not decoded, and its name. An ISO media file has its brand at the fifth byte.
+/// Offset, bytes and name of image formats that are not decoded. An ISO media file has its brand at the fifth byte.
 const OTHER_IMAGES: [(usize, &[u8], &str); 25] = [
     (0, b"\xFF\x0A", "JPEG XL"),
     (0, b"\0\0\0\x0CJXL \r\n\x87\n", "JPEG XL"),
@@ -81,7 +81,7 @@ const OTHER_IMAGES: [(usize, &[u8], &str); 25] = [
     (0, b"SIMPLE  =", "FITS"),
 ];
 
-/// The same for what is not an image at all.
+/// Offset, bytes and name of files that are not images.
 const NO_IMAGES: [(usize, &[u8], &str); 25] = [
     (0, b"version https://git-lfs", "a git-lfs pointer"),
     (0, b"PK\x03\x04", "a zip archive"),
@@ -110,13 +110,13 @@ const NO_IMAGES: [(usize, &[u8], &str); 25] = [
     (0, b"SQLite format 3\0", "an SQLite database"),
 ];
 
-/// Bytes at the start that are looked through for markup.
+/// Number of bytes at the start in which markup is searched.
 const MARKUP_BYTES: usize = 1024;
 
-/// The format of a file.
+/// Recognises the format of a file.
 ///
 /// # Errors
-/// If it is empty or of a kind that is not decoded; the error names the kind if it is known.
+/// If the file is empty or of a kind that is not decoded; the error names a known kind.
 pub(super) fn recognise(bytes: &[u8]) -> Result<Format, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty);
@@ -166,7 +166,7 @@ pub(super) fn recognise(bytes: &[u8]) -> Result<Format, ImageError> {
     }
 }
 
-/// What a text in angle brackets or braces is: pages of errors are what failed downloads leave.
+/// Returns the kind of a text in angle brackets or braces; failed downloads often leave pages of errors.
 fn markup(bytes: &[u8]) -> Option<&'static str> {
     let start = &bytes[..bytes.len().min(MARKUP_BYTES)];
     let start = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start).trim_ascii_start();

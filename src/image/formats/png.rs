@@ -1,4 +1,4 @@
-//! PNG: what Pillow makes of header, palette and the first image's data. The decoder gets no other chunk.
+//! PNG: Pillow's pixels of header, palette and the first image's data. The decoder gets no other chunk.
 
 use std::io::Cursor;
 
@@ -10,12 +10,12 @@ use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1A\n";
 
-/// A chunk, as far as the file goes.
+/// A chunk, possibly cut by the end of the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunk<'a> {
     pub kind: &'a [u8; 4],
     pub data: &'a [u8],
-    /// From its length to its checksum.
+    /// All bytes, from the length to the checksum.
     whole: &'a [u8],
 }
 
@@ -28,7 +28,7 @@ impl Chunk<'_> {
     }
 }
 
-/// The chunks up to the end.
+/// Iterates over the chunks before the end.
 pub(crate) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     let mut rest = bytes.get(SIGNATURE.len()..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -46,9 +46,9 @@ fn corrupt(reason: impl ToString) -> ImageError {
     ImageError::Corrupt { format: Format::Png.name(), reason: reason.to_string() }
 }
 
-/// The same image with nothing but its header, palette and data.
+/// Returns the same image with only its header, palette and data.
 ///
-/// So damaged text, a damaged profile and the checksum of a chunk of data do not matter; the data's own checksum does.
+/// So damaged text, a damaged profile and the checksum of a data chunk do not matter; the data's own checksum does.
 fn essential(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
     let mut essential = Vec::with_capacity(bytes.len());
     essential.extend_from_slice(SIGNATURE);
@@ -68,7 +68,7 @@ fn essential(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
                 essential.extend_from_slice(&(chunk.data.len() as u32).to_be_bytes());
                 essential.extend_from_slice(chunk.kind);
                 essential.extend_from_slice(chunk.data);
-                // Not looked at.
+                // The decoder ignores the checksum.
                 essential.extend_from_slice(&[0; 4]);
             }
             _ => {}
@@ -86,7 +86,7 @@ fn open(essential: &[u8]) -> Result<Reader<Cursor<&[u8]>>, ImageError> {
     options.set_ignore_crc(true);
     options.set_ignore_adler32(false);
     let mut decoder = Decoder::new_with_options(Cursor::new(essential), options);
-    // What remains is the row: its length is checked with the size of the image.
+    // The only other allocation is a row, whose length is checked with the size of the image.
     decoder.set_limits(png::Limits { bytes: usize::MAX });
     decoder.set_transformations(png::Transformations::IDENTITY);
     decoder.read_info().map_err(corrupt)
@@ -103,7 +103,7 @@ pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     Ok(Header { format: Format::Png, width: side(0), height: side(4), colour })
 }
 
-/// The bytes that a decoded pixel takes: its channels times the bytes of one.
+/// Returns the number of bytes of a decoded pixel: its channels times the bytes of a channel.
 pub(crate) fn bytes_per_pixel(bytes: &[u8]) -> u64 {
     // Bit depth and colour type follow the sizes in the first chunk.
     let (depth, channels) = match bytes.get(24..26) {
@@ -132,7 +132,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
 
 /// # Source
 /// Pillow, `PngImagePlugin.py` (`_MODES`), Unpack.c and Convert.c: colours of 16 bits lose their lower byte,
-/// but grey of 16 bits is cut off at 255.
+/// but grey of 16 bits is clamped to 255.
 fn append_row(
     row: &[u8],
     width: usize,

@@ -2,20 +2,20 @@
 //!
 //! # Source
 //! Pillow, `PpmImagePlugin.py`: values are scaled to 255 and rounded half to even; grey with more than 8 bits
-//! is cut off at 255.
+//! is clamped to 255.
 
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
-/// Digits of a number.
+/// Maximum number of digits of a number.
 const MOST_DIGITS: usize = 10;
 
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     width: usize,
     height: usize,
-    /// Values of a pixel: one or three.
+    /// Number of values of a pixel: one or three.
     samples: usize,
-    /// The largest value; `None` of a bitmap.
+    /// Largest value; `None` for a bitmap.
     largest: Option<u32>,
     is_text: bool,
     data: usize,
@@ -29,12 +29,12 @@ fn cut() -> ImageError {
     corrupt("its end is missing")
 }
 
-/// Python's `bytes.isspace`.
+/// Behaves like Python's `bytes.isspace`.
 fn is_space(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == 0x0B
 }
 
-/// Goes over spaces and comments; where what follows begins.
+/// Skips spaces and comments; returns the offset after them.
 fn skip(bytes: &[u8], mut at: usize) -> usize {
     let mut is_comment = false;
     while let Some(&byte) = bytes.get(at) {
@@ -49,7 +49,7 @@ fn skip(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// A number, and where what follows it begins.
+/// Parses a number; returns it and the offset after it.
 fn number(bytes: &[u8], at: usize) -> Result<(u32, usize), ImageError> {
     let start = skip(bytes, at);
     let digits = bytes[start..].iter().take_while(|&&byte| !is_space(byte) && byte != b'#').count();
@@ -86,7 +86,7 @@ impl Layout {
             samples: if matches!(kind, b'3' | b'6') { 3 } else { 1 },
             largest,
             is_text: matches!(kind, b'1'..=b'3'),
-            // One space.
+            // A single space precedes the data.
             data: at + 1,
         })
     }
@@ -113,11 +113,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     Ok(DecodedImage { width: layout.width as u32, height: layout.height as u32, rgb })
 }
 
-/// A value as a byte.
+/// Scales a value to a byte.
 fn scaled(value: u32, largest: u32, samples: usize) -> u8 {
     let most = if largest > 255 && samples == 1 { 65_535.0 } else { 255.0 };
     let value = (f64::from(value) / f64::from(largest) * most).round_ties_even();
-    // Numbers of 32 bits become bytes by cutting.
+    // Pillow clamps its 32-bit numbers to bytes.
     value.min(255.0) as u8
 }
 
@@ -134,7 +134,7 @@ fn binary_values(data: &[u8], count: usize, largest: u32, samples: usize) -> Res
     Ok(bytes.iter().map(|&value| table[usize::from(value)]).collect())
 }
 
-/// Black is 1.
+/// Decodes bits, of which 1 is black.
 fn binary_bits(data: &[u8], width: usize, height: usize) -> Result<Vec<u8>, ImageError> {
     let pitch = width.div_ceil(8);
     let rows = data.get(..pitch * height).ok_or_else(cut)?.chunks_exact(pitch);
@@ -142,7 +142,7 @@ fn binary_bits(data: &[u8], width: usize, height: usize) -> Result<Vec<u8>, Imag
 }
 
 fn text_values(data: &[u8], count: usize, largest: u32, samples: usize) -> Result<Vec<u8>, ImageError> {
-    // A value takes a digit and a space.
+    // A value takes at least a digit and a space.
     let mut values = Vec::with_capacity(count.min(data.len() / 2 + 1));
     let mut at = 0;
     while values.len() < count {

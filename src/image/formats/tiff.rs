@@ -1,10 +1,10 @@
 //! TIFF: the first page, as Pillow reads it.
 //!
-//! Strips and tiles are unpacked by the libraries of their compressions and put in their places here, so that
-//! the pixels of a JPEG strip are libjpeg's and every layout of planes and tiles is one loop.
+//! The libraries of their compressions unpack strips and tiles, which are assembled here. So the pixels of a JPEG
+//! strip are libjpeg's, and one loop handles every layout of planes and tiles.
 //!
 //! # Source
-//! TIFF 6.0; what each kind of sample becomes: Pillow, `TiffImagePlugin.py` (`OPEN_INFO`), Unpack.c and Convert.c. The
+//! TIFF 6.0; conversion of each kind of sample: Pillow, `TiffImagePlugin.py` (`OPEN_INFO`), Unpack.c and Convert.c. The
 //! orientation tag is applied, as by Pillow.
 
 mod unpack;
@@ -14,9 +14,9 @@ use super::Palette;
 use crate::image::orientation::Orientation;
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError, jpeg};
 
-/// Samples of a pixel: four inks and two more.
+/// Maximum number of samples of a pixel: four inks and two more.
 const MOST_SAMPLES: usize = 6;
-/// A tile may have this many times the pixels of its image, beside [`LEAST_TILE_PIXELS`].
+/// Maximum ratio of a tile's pixels to those of its image, if above [`LEAST_TILE_PIXELS`].
 const MOST_TILE_SHARE: usize = 4;
 const LEAST_TILE_PIXELS: usize = 1 << 20;
 
@@ -52,12 +52,12 @@ impl Tag {
     const SUBSAMPLING: Self = Self(530);
 }
 
-/// Tags and where their values are.
+/// Tags of a page, with their values.
 #[derive(Clone, Debug)]
 struct Directory<'a> {
-    /// Whether the first byte of a number is the highest.
+    /// Whether numbers are big-endian.
     is_big: bool,
-    /// Tag, type and value.
+    /// Tag, type and bytes of the values.
     entries: Vec<(Tag, u16, &'a [u8])>,
 }
 
@@ -70,7 +70,7 @@ fn number(bytes: &[u8], is_big: bool) -> u64 {
     if is_big { bytes.iter().fold(0, add) } else { bytes.iter().rev().fold(0, add) }
 }
 
-/// Bytes of a value.
+/// Returns the number of bytes of a value.
 fn size_of(kind: u16) -> usize {
     match kind {
         1 | 2 | 6 | 7 => 1,
@@ -120,7 +120,7 @@ impl<'a> Directory<'a> {
         Some((found.1, found.2))
     }
 
-    /// The values of a tag, if it is there.
+    /// Returns the values of a tag; `None` if the tag is absent.
     fn numbers(&self, tag: Tag) -> Result<Option<Vec<u64>>, ImageError> {
         let Some((kind, values)) = self.find(tag) else { return Ok(None) };
         if !matches!(kind, 1 | 3 | 4 | 13 | 16 | 18) {
@@ -129,7 +129,7 @@ impl<'a> Directory<'a> {
         Ok(Some(values.chunks_exact(size_of(kind)).map(|value| number(value, self.is_big)).collect()))
     }
 
-    /// The first value of a tag.
+    /// Returns the first value of a tag.
     fn number(&self, tag: Tag) -> Result<Option<u64>, ImageError> {
         Ok(self.numbers(tag)?.and_then(|values| values.first().copied()))
     }
@@ -152,7 +152,7 @@ enum Sample {
     Float,
 }
 
-/// The first page's layout.
+/// Layout of the first page.
 struct Layout<'a> {
     directory: Directory<'a>,
     width: usize,
@@ -162,7 +162,7 @@ struct Layout<'a> {
     sample: Sample,
     bits: usize,
     samples: usize,
-    /// Beyond the colours: 1 is alpha by which the colours are multiplied.
+    /// Kinds of the samples beyond the colours; 1 is alpha with which the colours are multiplied.
     extra: Vec<u64>,
     is_planar: bool,
     compression: u64,
@@ -234,7 +234,7 @@ impl<'a> Layout<'a> {
         Ok(layout)
     }
 
-    /// Whether samples of this kind are understood.
+    /// Checks that samples of this kind are supported.
     fn check(&self) -> Result<(), ImageError> {
         let colours = match self.photometric {
             Photometric::WhiteIsZero | Photometric::BlackIsZero | Photometric::Palette => 1,
@@ -259,7 +259,7 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// Strips or tiles across and down.
+    /// Returns the number of strips or tiles, across and down.
     fn chunks(&self) -> (usize, usize) {
         (self.width.div_ceil(self.chunk.0), self.height.div_ceil(self.chunk.1))
     }
@@ -276,7 +276,7 @@ pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     Ok(Header { format: Format::Tiff, width, height, colour })
 }
 
-/// The bytes of all samples and of one strip or tile, as they are unpacked.
+/// Returns the number of bytes of all unpacked samples, and of one strip or tile.
 pub(crate) fn sample_memory(bytes: &[u8]) -> Result<u64, ImageError> {
     let layout = Layout::read(bytes)?;
     let of_chunk = layout.chunk.0.saturating_mul(layout.chunk.1);
@@ -293,7 +293,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
 }
 
 impl Layout<'_> {
-    /// All samples as bytes, those of a pixel together, and whether they are red, green and blue already.
+    /// Returns all samples as bytes, pixel after pixel, and whether they are red, green and blue already.
     fn samples(&self, bytes: &[u8]) -> Result<(Vec<u8>, bool), ImageError> {
         let offset_tag = if self.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
         let length_tag = if self.is_tiled { Tag::TILE_LENGTHS } else { Tag::STRIP_LENGTHS };
@@ -328,7 +328,7 @@ impl Layout<'_> {
                 Chunk { width: self.chunk.0, height: stored_rows, samples: in_chunk, bits: self.bits };
             let start = usize::try_from(offset).ok().filter(|&start| start <= bytes.len());
             let rest = &bytes[start.ok_or_else(|| corrupt("its end is missing"))?..];
-            // The length of what is not compressed is known without the tag.
+            // The length of uncompressed data is known without the tag.
             let length = match lengths.get(index) {
                 Some(&length) if self.compression != unpack::NONE => rest.len().min(length as usize),
                 _ => rest.len(),
@@ -354,7 +354,7 @@ impl Layout<'_> {
         Ok((samples, is_rgb))
     }
 
-    /// The first samples of a row as bytes: of colours with 16 bits the higher byte, grey cut off at 255.
+    /// Reduces the first samples of a row to bytes: the higher byte of 16-bit colours; grey is clamped to 255.
     fn reduced<'b>(&self, row: &'b [u8], count: usize) -> Box<dyn Iterator<Item = u8> + 'b> {
         let is_grey = matches!(self.photometric, Photometric::WhiteIsZero | Photometric::BlackIsZero);
         let is_big = self.directory.is_big;
@@ -368,7 +368,7 @@ impl Layout<'_> {
             (16, Sample::Signed) => Box::new(pairs.map(move |pair| (word(pair) as i16).clamp(0, 255) as u8)),
             (16, _) if is_grey => Box::new(pairs.map(move |pair| word(pair).min(255) as u8)),
             (16, _) => Box::new(pairs.map(move |pair| (word(pair) >> 8) as u8)),
-            // As a saturating cast cuts, toward zero.
+            // A saturating cast cuts toward zero.
             (32, Sample::Float) => Box::new(fours.map(move |four| f32::from_bits(long(four)) as u8)),
             (32, _) => Box::new(fours.map(move |four| (long(four) as i32).clamp(0, 255) as u8)),
             (bits, _) => Box::new(super::packed(row, count, bits)),
@@ -413,7 +413,7 @@ impl Layout<'_> {
         })
     }
 
-    /// All reds, then all greens, then all blues, of 16 bits each.
+    /// Reads the palette: all reds, then all greens, then all blues, of 16 bits each.
     fn palette(&self) -> Result<Palette, ImageError> {
         let map = self.directory.numbers(Tag::COLOUR_MAP)?.ok_or_else(|| corrupt("it has no palette"))?;
         let colours = map.len() / 3;

@@ -13,7 +13,7 @@ pub(crate) struct Chunk<'a> {
     pub data: &'a [u8],
 }
 
-/// The chunks of a file, as far as it goes.
+/// Iterates over the chunks of a file, of which the last may be cut.
 pub(crate) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     riff_chunks(bytes.get(12..).unwrap_or_default())
 }
@@ -71,7 +71,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     Ok(DecodedImage { width, height, rgb })
 }
 
-/// A frame of an animation as a file.
+/// Wraps a frame of an animation as a file.
 fn as_file(frame: &[u8]) -> Vec<u8> {
     let has_alpha = riff_chunks(&frame[16..]).any(|chunk| chunk.kind == b"ALPH");
     let mut body = b"WEBP".to_vec();

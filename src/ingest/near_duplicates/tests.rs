@@ -30,7 +30,7 @@ fn groups(looks: &[Look]) -> Vec<u32> {
     super::groups(looks, Vec::new(), |_| true)
 }
 
-/// The definition, by comparing each image with each other one.
+/// Computes the groups by their definition, comparing each image with each other one.
 fn brute_force(looks: &[Look]) -> Vec<u32> {
     let sets = Sets::new(looks.len());
     for (one, a) in (0..).zip(looks) {
@@ -44,7 +44,7 @@ fn brute_force(looks: &[Look]) -> Vec<u32> {
     sets.roots()
 }
 
-/// Sets of images that are hard in different ways.
+/// Returns sets of images that are difficult in different ways.
 fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
     let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     let scenes = random_views(6, 4);
@@ -57,7 +57,7 @@ fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
         let views: Vec<ViewHash> = (0..300).map(|number| noisy(scenes[number % 3], bits)).collect();
         sets.push(("scenes", looks(&views)));
     }
-    // A scene that drifts: near ones of near ones reach far.
+    // A scene that drifts: near-duplicates of near-duplicates reach far.
     let mut view = scenes[3];
     let drift: Vec<ViewHash> = (0..300)
         .map(|_| {
@@ -66,14 +66,14 @@ fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
         })
         .collect();
     sets.push(("drift", looks(&drift)));
-    // Scenes of which few bits differ: their balls touch or just do not.
+    // Scenes that differ in few bits: their balls touch, or nearly do.
     for apart in [21, 30, 41, 50, 61] {
         let other = flipped(scenes[4], &mut stream, apart);
         let views: Vec<ViewHash> =
             (0..300).map(|number| flipped([scenes[4], other][number % 2], &mut stream, 5)).collect();
         sets.push(("touching", looks(&views)));
     }
-    // Differences in one half of the bits alone leave whole bands equal.
+    // Differences in only one half of the bits leave whole bands equal.
     let [a, b, c, d] = scenes[5].0;
     let halves = random_views(400, 6)
         .into_iter()
@@ -120,7 +120,7 @@ fn groups_that_are_extended_are_those_found_from_scratch() {
     }
 }
 
-/// Collecting the pairs of these took 9 GB.
+/// Collecting the pairs of these images took 9 GB.
 #[test]
 fn many_near_images_are_grouped_without_comparing_each_with_each() {
     let mut stream = Stream::new(9, Purpose::Test, 0, 0);
@@ -168,7 +168,7 @@ fn groups_are_counted_and_leaks_are_training_images_with_a_near_duplicate_elsewh
     assert!(rows.iter().all(|row| row.distance == Some(0)));
 }
 
-/// An image of random waves, the longer the stronger, as in photographs.
+/// Makes an image of random waves, of which longer ones are stronger, as in photographs.
 fn waves(seed: u64, width: u32, height: u32) -> DecodedImage {
     let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
     let mut wave = |_| {
@@ -232,7 +232,7 @@ fn sides_smaller_than_the_grid_have_a_view() {
     }
 }
 
-/// The bits of a view are stored: they must not change with a library or a machine.
+/// The bits of a view are stored, so no library or machine may change them.
 #[test]
 fn views_stay_what_they_are() {
     let image = DecodedImage {

@@ -1,8 +1,8 @@
 //! Validates and writes in one pass, until an image is rejected.
 //!
-//! An image's id and shard depend on which images are rejected. As long as none is, both are known from the
-//! listing: each image is read once, checked, and written while others are checked. The first rejection ends
-//! this pass. Its validations are kept; checking and writing then follow one another, with the same result.
+//! An image's id and shard depend on which images are rejected. As long as none is, the listing determines both:
+//! each image is read once, checked, and written while others are checked. The first rejection ends this pass. Its
+//! validations are kept, and separate passes check and write the images, with the same result.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,7 @@ use crate::ingest::source::Entry;
 use crate::ingest::validate::{ImageInfo, Validation, unreadable};
 use crate::ingest::{IngestError, work_through};
 
-/// A shard that was finished, with the information on its images.
+/// A finished shard, with the information on its images.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     written: WrittenShard,
@@ -33,7 +33,7 @@ pub(super) type Outcome = (Vec<Option<Validation>>, Option<Vec<WrittenShard>>);
 /// The pass over a part.
 pub(super) struct OnePass<'a> {
     job: &'a PartJob<'a>,
-    /// Indexes in the part's list of images.
+    /// By shard: indices in the part's list of images.
     shards: &'a [Vec<u32>],
     /// Whether an image was rejected.
     ended: AtomicBool,

@@ -1,4 +1,4 @@
-//! From records to a source: each image's split, class and path, decided over all records together.
+//! Arranges records into a source: each image's split, class and path, decided over all records together.
 //!
 //! [`HoldOut`] then makes another split of a share of each class, for a source without splits.
 
@@ -18,7 +18,7 @@ use crate::ingest::{IngestError, IngestOptions};
 /// Decides splits, classes and paths.
 ///
 /// # Errors
-/// If there is no image, something can be read in two ways, or an option has no effect.
+/// If there is no image, the source is ambiguous, or an option has no effect.
 pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<Source, IngestError> {
     let options = records.options;
     if let Some(glob) = options.ignore.iter().find(|glob| !glob.has_matched()) {
@@ -84,7 +84,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         understood.push(format!("{other_splits} images of other splits are left out"));
     }
     if let Some(hold_out) = &options.hold_out {
-        // It changes what the first sentence says of the splits, so it belongs there.
+        // Appended to the first sentence, since it changes the splits.
         let held_out = hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?;
         understood[0] += &format!("; {held_out}");
     }
@@ -127,7 +127,7 @@ fn entries_of(
             && *record.path != *path
         {
             match record.path.strip_suffix(&*path).filter(|prefix| prefix.ends_with('/')) {
-                // The files of a split have one folder above them: its name is not kept with each of them.
+                // The files of a split have one folder above them, whose name is not stored with each.
                 Some(prefix) => {
                     container = *folders.entry(prefix.to_owned()).or_insert_with(|| {
                         records.containers.add_folder(root.join(prefix.trim_end_matches('/')))
@@ -152,7 +152,7 @@ fn entries_of(
     (entries, other_splits)
 }
 
-/// Finds images beside class folders, and splits without any.
+/// Sets a fault on images beside class folders; fails for splits without any class.
 fn find_stray_images(records: &mut Records<'_>, splits: &Splits) -> Result<(), IngestError> {
     let mut in_class = vec![0_u64; splits.names.len()];
     let mut labelled = in_class.clone();
@@ -197,7 +197,7 @@ fn find_stray_images(records: &mut Records<'_>, splits: &Splits) -> Result<(), I
             );
             return Err(records.wrong(reason));
         }
-        // A split without any class folder, such as a flat `test/`, is unlabelled.
+        // A split without class folders, such as a flat `test/`, is unlabelled.
         if in_class[split] > 0 {
             flat.into_iter().for_each(|number| records.list[number].fault = Some(Fault::OutsideClasses));
         }
@@ -205,8 +205,8 @@ fn find_stray_images(records: &mut Records<'_>, splits: &Splits) -> Result<(), I
     Ok(())
 }
 
-/// The labels that a list gives an image, each with the words of the list that name it: its path from the
-/// source or from its split, or its name, each with or without the ending of an image.
+/// Returns the labels that a list gives an image, each with the list's name of the image: its path from the source or
+/// from its split, or its file name, each with or without the image's extension.
 fn given_labels<'a>(
     records: &'a Records<'_>,
     splits: &Splits,
@@ -226,8 +226,8 @@ fn given_labels<'a>(
     })
 }
 
-/// A list names an image by words that are the name of no other, and gives it one label. Warns of names
-/// that are of no image.
+/// Checks that names of the list are unambiguous, and give each image one label. Warns of names that belong to no
+/// image.
 fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<String>, IngestError> {
     let Some(labels) = &records.labels else { return Ok(None) };
     let mut named: HashMap<String, usize> = HashMap::new();
@@ -274,7 +274,7 @@ fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits) -> Vec<Label<'a>> {
     let all = records.list.iter().zip(&splits.of).enumerate();
     all.map(|(number, (record, assigned))| {
         let Some(assigned) = assigned else { return Label::None };
-        // What is not taken makes no class.
+        // An image that is not taken makes no class.
         if record.fault.is_some() || splits.is_unlabelled(records.options, *assigned) {
             return Label::None;
         }
@@ -293,7 +293,7 @@ fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits) -> Vec<Label<'a>> {
     .collect()
 }
 
-/// A split whose only class folder is not a class of the other splits is flat, under one more folder.
+/// Rejects a split whose only class folder is a class of no other split: it is probably flat, in one more folder.
 fn check_lone_classes(
     records: &Records<'_>,
     splits: &Splits,
@@ -320,7 +320,7 @@ fn check_lone_classes(
     Ok(())
 }
 
-/// Warns of files that a list names with several labels: each line counts as one image.
+/// Warns of files that a list names with several labels, since each line counts as one image.
 fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> {
     if records.naming != Naming::AsIs {
         return None;
@@ -346,7 +346,7 @@ fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> 
     ))
 }
 
-/// The path of an image in the dataset.
+/// Returns the path of an image in the dataset.
 fn path(records: &Records<'_>, splits: &Splits, number: usize, class: Option<String>) -> String {
     let record = &records.list[number];
     match (records.naming, class) {
@@ -355,7 +355,7 @@ fn path(records: &Records<'_>, splits: &Splits, number: usize, class: Option<Str
         (Naming::BelowSplit, class) => {
             let below = splits.below(records, number);
             match class {
-                // Its class is given by a list of labels.
+                // A list of labels gives the class.
                 Some(class) if !below.contains('/') => format!("{class}/{below}"),
                 _ => below.to_owned(),
             }
@@ -422,12 +422,12 @@ fn warn(
     }
 }
 
-/// `NAME=SHARE`: the split that gets a share of a source's images.
+/// Split that gets a share of a source's images, given as `NAME=SHARE`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HoldOut {
-    /// The split's name.
+    /// Name of the split.
     pub split: String,
-    /// The share of each class, more than 0 and less than 1.
+    /// Share of each class, more than 0 and less than 1.
     pub share: f64,
 }
 
@@ -452,12 +452,11 @@ impl std::str::FromStr for HoldOut {
 impl HoldOut {
     /// Moves the share of the only split into another; returns a summary.
     ///
-    /// Each class gives its share, to within one image, and keeps one image at least. Within a class the
-    /// paths decide which images these are, so that one more image changes the side of about one other. Both
-    /// lists keep their order.
+    /// Each class gives its share, to within one image, and keeps at least one image. Within a class the paths decide
+    /// which images these are, so one more image moves about one other between the sides. Both lists keep their order.
     ///
     /// # Errors
-    /// If there are several splits or one of this meaning, or the share of so few images is none of them.
+    /// If there are several splits or one of this meaning, or the share rounds to no image.
     pub(super) fn apply(&self, entries: &mut BTreeMap<String, Vec<Entry>>) -> Result<String, String> {
         let option = format!("`--hold-out {}={}%`", self.split, (1e8 * self.share).round() / 1e6);
         let names: Vec<String> = entries.keys().map(|name| format!("`{name}`")).collect();
@@ -471,7 +470,7 @@ impl HoldOut {
         if split_meaning(name) == split_meaning(&self.split) {
             return Err(format!("{option}: the images themselves are the split `{name}`; give another name"));
         }
-        // What is rejected stays where rejects are expected.
+        // Images with faults remain in the source's split.
         let mut order: Vec<usize> = (0..list.len()).filter(|&at| list[at].fault.is_none()).collect();
         let key = |entry: &Entry| -> (Option<ClassId>, [u8; 32]) {
             (entry.class, *blake3::hash(entry.path.as_bytes()).as_bytes())
@@ -503,7 +502,7 @@ impl HoldOut {
             ));
         }
         let of_each = match counts.len() {
-            // One class, or none.
+            // One class, or no labels.
             1 => String::new(),
             _ if least == most => format!(", {least} of each class"),
             _ => format!(", {least} to {most} of each class"),
@@ -563,7 +562,7 @@ mod tests {
         assert_eq!(held(&hold_out, &[100, 40, 60]), paths, "the same images each time");
         let odd = held(&HoldOut { share: 0.25, ..hold_out.clone() }, &[3, 3, 3]);
         assert!(["0/", "1/", "2/"].iter().all(|class| of(&odd, class) <= 1) && odd.len() == 2, "{odd:?}");
-        // One more image of the first class changes the side of one other at most in each.
+        // One more image of the first class moves at most one other between the sides in each class.
         let more = held(&hold_out, &[101, 40, 60]);
         let changed = |class: &str| {
             let new = more.iter().filter(|path| path.starts_with(class) && !paths.contains(path)).count();

@@ -1,5 +1,5 @@
-//! The class of each image, decided over all records together: what labels mean, names or numbers, and which
-//! folder is a class.
+//! The class of each image, decided over all records together: the meaning of labels as names or numbers, and the
+//! choice of class folders.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,17 +13,17 @@ use super::{ClassFolder, LabelsAs};
 use crate::ids::ClassId;
 use crate::ingest::IngestError;
 
-/// The classes that a label can count.
+/// Maximum number of classes.
 const MOST_CLASSES: usize = u16::MAX as usize - 1;
-/// Numbers are far apart if fewer than one in this many of those up to the highest occur.
+/// Minimum density of class numbers: below one in this many of those up to the highest, they are numbered by rank.
 const LEAST_DENSITY: usize = 2;
 
-/// What a record's label is, before classes have numbers.
+/// Label of a record, before classes have numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Label<'a> {
     None,
     Name(&'a str),
-    /// Text that is a name or a number, or a number of the source's own.
+    /// Text that is a name or a number, or a number that the source assigned.
     Text(&'a str),
 }
 
@@ -32,12 +32,12 @@ pub(super) enum Label<'a> {
 pub(super) struct Classes {
     pub names: Vec<String>,
     of: HashMap<String, ClassId>,
-    /// How labels were understood, for people; none where there are no labels.
+    /// Interpretation of the labels, as a sentence; `None` without labels.
     pub understood: Option<String>,
     pub warnings: Vec<String>,
 }
 
-/// What a label's text is.
+/// Kind of a label's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Parsed {
     Absent,
@@ -66,27 +66,27 @@ fn parse(text: &str) -> Parsed {
     }
 }
 
-/// A name with each letter and its accents as one character where Unicode has one.
+/// Composes each letter and its accents into one character, if Unicode has one.
 fn composed(name: &str) -> Cow<'_, str> {
     ComposingNormalizerBorrowed::new_nfc().normalize(name)
 }
 
-/// The first name that is there twice, also by the composed and the decomposed form of Unicode; its two spellings.
+/// Returns the spellings of the first name that occurs twice, also in composed and decomposed Unicode.
 pub fn one_name_twice(names: &[String]) -> Option<[&str; 2]> {
     let mut same: HashMap<Cow<'_, str>, &str> = HashMap::with_capacity(names.len());
     names.iter().find_map(|name| same.insert(composed(name), name).map(|other| [other, name.as_str()]))
 }
 
-/// A name with characters beyond ASCII as numbers, so that names that look the same can be told apart.
+/// Escapes characters beyond ASCII as numbers, to distinguish names that look the same.
 fn shown(name: &str) -> String {
     format!("`{}`", name.escape_default())
 }
 
 impl Classes {
-    /// Decides what the labels mean.
+    /// Decides the meaning of the labels.
     ///
     /// # Errors
-    /// If they can be read in two ways, a number has no name, two classes have one name, or there are too many.
+    /// If they are ambiguous, a number has no name, two classes have one name, or there are too many.
     pub(super) fn find(records: &Records<'_>, labels: &[Label<'_>]) -> Result<Self, IngestError> {
         let options = records.options;
         let (mut names, mut texts) = (BTreeSet::new(), BTreeSet::new());
@@ -145,7 +145,7 @@ impl Classes {
         Ok(found)
     }
 
-    /// The class of a label.
+    /// Returns the class of a label.
     pub(super) fn class(&self, label: &Label<'_>) -> Option<ClassId> {
         match label {
             Label::None => None,
@@ -153,7 +153,7 @@ impl Classes {
         }
     }
 
-    /// Rejects names that look the same; warns of those that differ in case alone.
+    /// Rejects names that are equal in Unicode, and warns of those that differ only in case.
     fn compare_names(&mut self, records: &Records<'_>) -> Result<(), IngestError> {
         if let Some([first, second]) = one_name_twice(&self.names) {
             return Err(records.wrong(format!(
@@ -295,7 +295,7 @@ impl Classes {
     }
 }
 
-/// The names that numbers stand for, from `--classes` or the source.
+/// Returns the names of numbered classes, from `--classes` or the source.
 fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<ClassNames>, IngestError> {
     let given = match &records.options.classes {
         Some(_) if !are_numbers => {
@@ -325,10 +325,10 @@ fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<ClassN
     Ok(given)
 }
 
-/// The names of classes in a file of `--classes`, a line each.
+/// Parses the names of classes in a file of `--classes`, one in each line.
 ///
 /// # Errors
-/// Why it is not such a file.
+/// The reason, if the text is invalid.
 pub fn parse_class_names(bytes: &[u8]) -> Result<Vec<String>, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8 text")?;
     let lines: Vec<&str> = text.trim_start_matches('\u{FEFF}').trim_end().lines().map(str::trim).collect();
@@ -348,14 +348,14 @@ pub fn parse_class_names(bytes: &[u8]) -> Result<Vec<String>, String> {
     Ok(lines.into_iter().map(str::to_owned).collect())
 }
 
-/// Goes down in each split while all of its images are below one folder with folders in it: such a folder is
-/// not a class. Returns the folders above the classes, if there are any.
+/// Descends in each split while all of its images are below one folder that contains folders, since such a folder is
+/// not a class. Returns the folders above the classes, if any.
 pub(super) fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -> BTreeSet<String> {
     let mut of_splits: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
     for (number, assigned) in splits.by_folders(records) {
         of_splits[usize::from(assigned.split)].push(number);
     }
-    // A folder is a class where another split has it beside others.
+    // A folder is a class if another split has it beside others.
     let mut classes: BTreeSet<&str> = BTreeSet::new();
     for images in &of_splits {
         let first =
@@ -368,7 +368,7 @@ pub(super) fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -
     of_splits.iter().filter_map(|images| strip_common_folder(records, splits, images, &classes)).collect()
 }
 
-/// The same for the images of one split.
+/// Does the same for the images of one split.
 fn strip_common_folder(
     records: &Records<'_>,
     splits: &mut Splits,
@@ -381,7 +381,7 @@ fn strip_common_folder(
         let (mut deep, mut deeper, mut total) = (0_u64, 0_u64, 0_u64);
         let mut next: BTreeSet<&str> = BTreeSet::new();
         for &number in images {
-            // What is beside the folders, such as a flat `test/`, is handled later.
+            // Images beside the folders, such as in a flat `test/`, are handled later.
             let Some((first, rest)) = splits.below(records, number).split_once('/') else {
                 continue;
             };
@@ -417,27 +417,27 @@ fn strip_common_folder(
     }
 }
 
-/// The folder around an image.
+/// Returns the folder that directly contains an image.
 fn around(path: &str) -> &str {
     file_name(folder_order(path).0)
 }
 
-/// What a folder below a split holds.
+/// Contents of a folder below a split.
 #[derive(Debug, Default)]
 struct Contents<'a> {
-    /// Images without a folder between.
+    /// Number of images directly in the folder.
     images: u64,
-    /// Two of its own folders at most.
+    /// Subfolders, at most two.
     folders: BTreeSet<&'a str>,
-    /// Whether those have folders too.
+    /// Whether subfolders contain folders, too.
     is_deeper: bool,
     /// An image below them in a folder of another name than the first.
     example: Option<&'a str>,
 }
 
-/// Where images are deeper than one folder below their split, the class is the folder that `--class-folder` says. A
-/// folder that holds images itself is a class, and so is one whose only folder is called like `images`; any other can
-/// be read in two ways. Whether the option has an effect.
+/// Applies `--class-folder` to images that are deeper than one folder below their split; returns whether it had an
+/// effect. A folder that directly contains images is a class, as is one whose only folder has a name like `images`;
+/// any other is ambiguous.
 pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bool, IngestError> {
     let mut contents: BTreeMap<(u16, &str), Contents<'_>> = BTreeMap::new();
     for (number, assigned) in splits.by_folders(records) {
@@ -463,7 +463,7 @@ pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -
             && contents.folders.iter().all(|folder| is_layout_folder(folder));
         contents.images == 0 && !is_layout
     });
-    // Where no name differs, both readings are one.
+    // If no name differs, both readings agree.
     let found = contents.iter().find_map(|((_, first), contents)| Some((first, contents.example?)));
     let Some((first, example)) = found else { return Ok(false) };
     match records.options.class_folder {
@@ -488,7 +488,7 @@ pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -
     }
 }
 
-/// Warns of classes that are folders of several places, of one name by `--class-folder last`.
+/// Warns of classes that merge folders of equal names in several places, by `--class-folder last`.
 pub(super) fn merged_folders(records: &Records<'_>, splits: &Splits) -> Option<String> {
     if records.options.class_folder != Some(ClassFolder::Last) {
         return None;

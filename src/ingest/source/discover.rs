@@ -1,4 +1,4 @@
-//! What a source is, by what is there.
+//! Recognises a source by its content.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,18 +14,18 @@ use super::records::{Container, Counts, count, ignored, passed_over_reason, whol
 use crate::ingest::{IngestError, IngestOptions, work_through};
 use crate::storage::{Location, StorageError};
 
-/// Bytes read to recognise a file.
+/// Number of bytes read to recognise a file.
 const HEAD_BYTES: u64 = 4096;
-/// Bytes read to recognise a compressed file: the first block of zstd is not longer.
+/// Number of bytes read to recognise a compressed file: the first block of zstd is not longer.
 const COMPRESSED_HEAD_BYTES: u64 = 192 << 10;
-/// Files that are looked at together: each is a request to a store or two.
+/// Number of files that are examined concurrently; each takes one or two requests to a store.
 pub(super) const FILES_AT_ONCE: usize = 32;
-/// Bytes of a tar's header.
+/// Size of a tar's header in bytes.
 const TAR_HEADER_BYTES: usize = 512;
 /// Files of CIFAR's archives, binary and for Python.
 const CIFAR_FILES: [&str; 4] = ["data_batch_1.bin", "data_batch_1", "test.bin", "batches.meta"];
 
-/// What was found, and what was passed over.
+/// Content of a source, and the files that are skipped.
 #[derive(Debug)]
 pub(super) struct Discovered {
     /// `Imagefolder`, `Tar`, `Parquet` or `List`. What tars are, their members decide later.
@@ -39,18 +39,18 @@ pub(super) struct Discovered {
     pub others: Vec<(String, Location)>,
 }
 
-/// What a file is by its first bytes.
+/// Kind of a file, by its first bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     Container(SourceFormat, Option<Compression>),
-    /// Something that is not read, and what to do with it.
+    /// An unsupported kind, with advice.
     Other(String),
 }
 
 /// Recognises the sources by their content.
 ///
 /// # Errors
-/// If they are of no known form, of two forms at once, not of the form that was asked for, or a store fails.
+/// If they have no known format, two formats at once or another than requested, or if a store fails.
 pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestError> {
     let found = match options.sources.as_slice() {
         [one] => discover_one(options, one),
@@ -96,7 +96,7 @@ fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered
     }
 }
 
-/// Several files, such as the shards that a pattern names.
+/// Recognises several files, such as the shards that a pattern matches.
 fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Discovered, IngestError> {
     if let Some(folder) = sources.iter().find(|file| file.local_path().is_some_and(Path::is_dir)) {
         let reason = "several sources must be files, this is a folder: ingest it with `--append`, or name the folder \
@@ -119,8 +119,8 @@ fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Disco
     of_containers(&sources[0], files, passed_over, Vec::new())
 }
 
-/// The names of files from the folder that they have in common, so that `train/0.tar` keeps its folder. What the user
-/// names is not hidden, so dots before names go.
+/// Returns the names of files relative to their common folder, so that `train/0.tar` keeps its folder. Leading dots
+/// are removed, since files that the user names do not count as hidden.
 fn names_below_common_folder(sources: &[Location]) -> Vec<String> {
     let shown: Vec<String> = sources.iter().map(whole_path).collect();
     let first = shown.first().map_or("", String::as_str);
@@ -133,7 +133,7 @@ fn names_below_common_folder(sources: &[Location]) -> Vec<String> {
     shown.iter().map(plain).collect()
 }
 
-/// A folder of images, or of files that hold them; both at once can be read in two ways.
+/// Recognises a folder of images, or of files that contain them; both at once are ambiguous.
 fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discovered, IngestError> {
     let mut listing = folder::list(folder)?;
     if folder.local_path().is_none() && listing.files.is_empty() && listing.faults.is_empty() {
@@ -223,7 +223,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     of_containers(folder, files, passed_over, others)
 }
 
-/// Why nothing in a folder can be ingested.
+/// Explains why nothing in a folder can be ingested.
 fn nothing_to_read(folder: &Location, listing: &Listing) -> Result<String, IngestError> {
     let Some((path, _)) = listing.files.first() else { return Ok("there is no image in it".into()) };
     let is_of_cifar = |(path, _): &&(String, _)| CIFAR_FILES.contains(&file_name(path));
@@ -268,7 +268,7 @@ fn of_containers(
     Ok(Discovered { form, containers, listing: Listing::default(), passed_over, others })
 }
 
-/// What a file is by its content.
+/// Recognises a file by its content.
 fn kind_of(location: &Location) -> Result<Kind, IngestError> {
     let file = SourceFile::open(location)?;
     let head = file.head(HEAD_BYTES)?;
@@ -302,7 +302,7 @@ fn kind_of(location: &Location) -> Result<Kind, IngestError> {
     Ok(Kind::Other(describe(&head)))
 }
 
-/// What a file that is not read probably is, and the way out.
+/// Describes an unsupported file's probable kind, with advice.
 fn describe(head: &[u8]) -> String {
     const KNOWN: [(&[u8], &str); 14] = [
         (b"PK\x03\x04", "a zip (or npz); unpack it and ingest the folder"),

@@ -1,13 +1,13 @@
-//! The forms in which people hold images, as one kind of list.
+//! Sources of images in all supported layouts, as one kind of list.
 //!
-//! A [`Source`] is every image with its split, class and location, in the order of a sorted ImageFolder, and the bytes
-//! of any of them on demand. It is made in three steps:
+//! A [`Source`] lists every image with its split, class and location, in the order of a sorted ImageFolder, and reads
+//! the bytes of any image on demand. It is made in three steps:
 //!
-//! 1. [`mod@discover`]: recognise the source by its content.
-//! 2. [`formats`]: what a layout means, over [`archive`], where bytes come from. Every form gives the same
-//!    list of [`records`], with what it knows of each image's class.
-//! 3. [`arrange`]: [`splits`] and [`classes`], decided over all records together, and the [`SourcePlan`] that is shown
-//!    before anything is done. What can be read in two ways is an error that names both.
+//! 1. [`mod@discover`] recognises the source by its content.
+//! 2. [`formats`] interprets the layout, on top of [`archive`], which reads the bytes. Every format gives the same
+//!    list of [`records`], with its evidence of each image's class.
+//! 3. [`arrange`] decides [`splits`] and [`classes`] over all records together, and makes the [`SourcePlan`], which is
+//!    shown before any work begins. Ambiguity is an error that names both readings.
 //!
 //! No image is decoded here.
 
@@ -43,19 +43,19 @@ use discover::{Discovered, discover};
 use formats::parquet::Table;
 use records::{Counts, Records, Stamps, count};
 
-/// The forms of sources.
+/// Formats of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum SourceFormat {
-    /// What the source's content says it is.
+    /// The format that the source's content indicates.
     #[default]
     Auto,
     /// A folder: `<class>/<file>`, or `<split>/<class>/<file>`.
     Imagefolder,
-    /// The official ILSVRC2012 archives, one of them or the folder that holds them.
+    /// The official ILSVRC2012 archives: one of them, or the folder that contains them.
     Imagenet,
-    /// WebDataset shards, or a tar that holds an ImageFolder.
+    /// WebDataset shards, or a tar that contains an ImageFolder.
     Tar,
     /// WebDataset shards, whatever folders their images are in.
     Webdataset,
@@ -68,12 +68,12 @@ pub enum SourceFormat {
 }
 
 impl SourceFormat {
-    /// Its name as an option.
+    /// Returns the format's name as an option.
     pub(super) fn name(self) -> &'static str {
         self.get_serializations()[0]
     }
 
-    /// What it is, for people.
+    /// Describes the format for messages.
     pub(super) fn describe(self) -> &'static str {
         match self {
             Self::Auto => "unknown",
@@ -87,41 +87,41 @@ impl SourceFormat {
     }
 }
 
-/// How the text of labels is read.
+/// Interpretation of the text of labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum LabelsAs {
-    /// Digits are numbers, everything else is a name; what can be both is an error.
+    /// Digits are numbers, everything else is a name; ambiguity is an error.
     #[default]
     Auto,
-    /// Every text is the name of a class, digits too.
+    /// Every text is the name of a class, including digits.
     Names,
     /// Every text is the number of a class.
     Numbers,
 }
 
-/// Which folder is the class of an image that has several between itself and its split.
+/// Folder that is the class of an image with several folders between itself and its split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum ClassFolder {
-    /// The first one below the split, as torchvision's ImageFolder has it.
+    /// The first folder below the split, as in torchvision's ImageFolder.
     First,
-    /// The one around the image.
+    /// The folder around the image.
     Last,
 }
 
-/// A source that was listed.
+/// A listed source.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// What it is; never [`SourceFormat::Auto`].
+    /// Format; never [`SourceFormat::Auto`].
     pub format: SourceFormat,
-    /// Its images by split, each split in the order of a sorted ImageFolder.
+    /// Images by split, each split in the order of a sorted ImageFolder.
     pub splits: BTreeMap<String, Vec<Entry>>,
-    /// The names of its classes, sorted by their bytes unless the source gives them an order.
+    /// Names of the classes, sorted by their bytes unless the source gives them an order.
     pub classes: Vec<String>,
-    /// How it was understood.
+    /// Interpretation of the source.
     pub plan: SourcePlan,
-    /// What tells whether its files changed.
+    /// Stamps that reveal changes of the files.
     pub stamps: Stamps,
     containers: Containers,
     /// Tables whose images have not been copied yet; see [`Source::fetch`].
@@ -129,11 +129,11 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Lists what is there and decides what it means.
+    /// Lists a source and interprets it.
     ///
     /// # Errors
-    /// If nothing is there, it is of no known form, it is damaged, it can be read in two ways, an option has no
-    /// effect, or the store fails.
+    /// If the source is missing, of no known format, damaged or ambiguous, an option has no effect, or the store
+    /// fails.
     pub(super) fn open(options: &IngestOptions) -> Result<Self, IngestError> {
         let Discovered { form, containers, listing, passed_over, others } = discover(options)?;
         let mut records = Records::new(options, passed_over);
@@ -152,7 +152,7 @@ impl Source {
         Ok(Self { tables, ..source })
     }
 
-    /// Copies what can only be read in order to this machine: the images of Parquet tables.
+    /// Copies images that can only be read in order, those of Parquet tables, to this machine.
     ///
     /// # Errors
     /// If a table is damaged, or a store or the folder for temporary files fails.
@@ -167,22 +167,22 @@ impl Source {
     /// Reads one image as it is in the source.
     ///
     /// # Errors
-    /// If it changed since it was listed, or the store fails.
+    /// If the image changed since it was listed, or the store fails.
     pub(super) fn read(&self, entry: &Entry) -> Result<Bytes, StorageError> {
         self.containers.read(entry.request())
     }
 
-    /// Reads several images, from an object store at the same time.
+    /// Reads several images, concurrently from an object store.
     ///
     /// # Errors
-    /// If one changed since it was listed, or the store fails.
+    /// If an image changed since it was listed, or the store fails.
     pub(super) fn read_all(&self, entries: &[&Entry]) -> Result<Vec<Bytes>, StorageError> {
         let requests: Vec<Request<'_>> = entries.iter().map(|entry| entry.request()).collect();
         self.containers.read_all(&requests)
     }
 }
 
-/// An option that has no effect on this form is an error.
+/// Checks that no option is without effect on this format.
 fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<(), IngestError> {
     use SourceFormat::{Imagefolder, Imagenet, List, Parquet, Tar};
     let (has_labels, unlabelled) = (options.labels.is_some(), options.unlabelled);
@@ -232,48 +232,48 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
     }
 }
 
-/// How a source was understood.
+/// Interpretation of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourcePlan {
-    /// What the source is.
+    /// Format of the source.
     pub form: SourceFormat,
-    /// The splits.
+    /// Splits by name.
     pub splits: BTreeMap<String, SplitPlan>,
-    /// The classes of all splits together.
+    /// Classes of all splits together.
     pub classes: ClassesPlan,
-    /// How splits, classes and labels were found, a sentence each.
+    /// Sentences that state the origin of splits, classes and labels.
     pub understood: Vec<String>,
-    /// Entries that are not images by their names, or are hidden or ignored, by reason.
+    /// Entries that are hidden, ignored, or not images by their names, counted by reason.
     pub passed_over: Counts,
     /// Entries with an image's name that cannot be taken, by reason. They count against `--max-reject-fraction`.
     pub rejected: Counts,
-    /// What to check first.
+    /// Warnings to check before an ingest.
     pub warnings: Vec<String>,
 }
 
 /// A split of a source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitPlan {
-    /// Images by their names, those that cannot be taken left out.
+    /// Number of images by their names, without those that cannot be taken.
     pub images: u64,
-    /// Those with a label.
+    /// Number of images with a label.
     pub labelled: u64,
-    /// Those without one.
+    /// Number of images without a label.
     pub unlabelled: u64,
-    /// The encoded images' sizes together, in bytes; of Parquet an estimate from its metadata.
+    /// Total size of the encoded images in bytes; for Parquet an estimate from its metadata.
     pub bytes: u64,
-    /// The classes that occur.
+    /// Classes that occur.
     pub classes: ClassesPlan,
 }
 
-/// A number of classes, and what some are called.
+/// Number of classes, with some of their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassesPlan {
-    /// Classes.
+    /// Number of classes.
     pub count: u64,
-    /// The first three.
+    /// Names of the first three classes.
     pub first: Vec<String>,
-    /// The last.
+    /// Name of the last class; `None` if there are no classes.
     pub last: Option<String>,
 }
 
@@ -332,7 +332,7 @@ impl SourcePlan {
         Self { form, splits, classes, understood, passed_over, rejected, warnings }
     }
 
-    /// The plan as lines for people.
+    /// Formats the plan as lines of text.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("source: {}", self.form.describe())];
         lines.extend(self.understood.iter().map(|sentence| format!("  {sentence}")));

@@ -1,5 +1,5 @@
-//! The meaning of file names, the patterns of `--ignore GLOB` and `--splits NAME=GLOB`, the names that splits
-//! may have, and lists of names in messages.
+//! Meaning of file names, patterns of `--ignore GLOB` and `--splits NAME=GLOB`, valid names of splits, and lists of
+//! names in messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use globset::{GlobBuilder, GlobMatcher};
 
-/// torchvision's `IMG_EXTENSIONS`, other names of the same kinds, and kinds that are rejected by name.
+/// torchvision's `IMG_EXTENSIONS`, other extensions of the same formats, and formats that are rejected by name.
 const EXTENSIONS: [&str; 20] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "tif", "tiff", "webp", "gif",
     "heic", "heif", "avif", "jp2", "j2k", "jxl",
@@ -25,24 +25,24 @@ const LITTER: [&str; 8] = [
     "$RECYCLE.BIN",
     "System Volume Information",
 ];
-/// Words that name a split, in lower case; those of a line mean the same.
+/// Words that name a split, in lower case; those of a group have the same meaning.
 const SPLIT_WORDS: [&[&str]; 4] =
     [&["train", "training"], &["val", "valid", "validation"], &["dev"], &["test", "testing"]];
-/// What follows such a word within a name that is likely to mean it: `trainset`.
+/// Suffixes of such a word in a name that probably has its meaning: `trainset`.
 const SPLIT_SUFFIXES: [&str; 5] = ["set", "sets", "data", "images", "imgs"];
-/// Endings of containers, which no split is called by.
+/// Endings of containers, which are no part of a split's name.
 const CONTAINER_ENDINGS: [&str; 12] = [
     ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json",
     ".txt",
 ];
 
-/// Splits of a source at most: more are a column that is not one of splits.
+/// Maximum number of splits of a source; with more, the column is probably not one of splits.
 pub(super) const MOST_SPLITS: usize = 1000;
-/// Bytes of a name at most: file systems take 255, endings included.
+/// Maximum length of a split's name in bytes: file systems take 255, including endings.
 const MOST_SPLIT_BYTES: usize = 100;
-/// What a dataset has for itself.
+/// Names that a dataset uses itself.
 const DATASET_NAMES: [&str; 4] = ["index", "rejects", "manifest.json", "duplicates.parquet"];
-/// Splits that an error names.
+/// Number of splits that an error names.
 const SHOWN_SPLITS: usize = 5;
 
 /// Whether a name is one of these, in any case.
@@ -50,47 +50,47 @@ pub(super) fn is_among(name: &str, known: &[&str]) -> bool {
     known.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-/// Whether `ending`, which follows the last dot of a name, is that of an image.
+/// Returns whether `ending`, the part after the last dot of a name, is that of an image.
 pub(super) fn is_image_ending(ending: &str) -> bool {
     is_among(ending, &EXTENSIONS)
 }
 
-/// Whether the name is that of an image.
+/// Returns whether the name is that of an image.
 pub fn is_image(path: &str) -> bool {
     file_name(path).rsplit_once('.').is_some_and(|(_, ending)| is_image_ending(ending))
 }
 
-/// A path without the ending of an image.
+/// Removes an image's extension from a path.
 pub(super) fn without_image_ending(path: &str) -> &str {
     path.rsplit_once('.').filter(|(_, ending)| is_image_ending(ending)).map_or(path, |(stem, _)| stem)
 }
 
-/// The key by which `sorted(os.walk(...))` orders files: the folder first, then the name.
+/// Returns the key by which `sorted(os.walk(...))` orders files: the folder first, then the name.
 pub(super) fn folder_order(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-/// The part after the last `/`.
+/// Returns the part after the last `/`.
 pub(super) fn file_name(path: &str) -> &str {
     folder_order(path).1
 }
 
-/// Whether the name is that of a tar, compressed or not.
+/// Returns whether the name is that of a tar, compressed or not.
 pub(super) fn is_tar(path: &str) -> bool {
     ends_with(path, &[".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"])
 }
 
-/// Whether the name is that of a Parquet file.
+/// Returns whether the name is that of a Parquet file.
 pub(super) fn is_table(path: &str) -> bool {
     ends_with(path, &[".parquet"])
 }
 
-/// Whether the name is that of an archive that is not read.
+/// Returns whether the name is that of an archive that is not read.
 pub(super) fn is_other_archive(path: &str) -> bool {
     ends_with(path, &OTHER_ARCHIVES)
 }
 
-/// Whether the name is that of a csv or jsonl file.
+/// Returns whether the name is that of a csv or jsonl file.
 pub(super) fn is_list(path: &str) -> bool {
     ends_with(path, &[".csv", ".tsv", ".jsonl", ".ndjson"])
 }
@@ -106,14 +106,14 @@ pub(super) fn hidden(path: &str) -> bool {
     path.split('/').any(|part| part.starts_with('.') && !part.starts_with("..") || LITTER.contains(&part))
 }
 
-/// The word of a split that a whole folder name is: `val`, `Train`, `train.X1`, `split=test`.
+/// Returns the split's word, if a whole folder name is one: `val`, `Train`, `train.X1`, `split=test`.
 pub(super) fn split_of_folder(name: &str) -> Option<&str> {
     let name = name.strip_prefix("split=").unwrap_or(name);
     let word = name.split('.').next().unwrap_or(name);
     is_split_word(word).then_some(word)
 }
 
-/// The words of splits between `-`, `_` and `.` in the name of a shard, a table, an archive or a list.
+/// Returns the words of splits between `-`, `_` and `.` in the name of a shard, table, archive or list.
 pub(super) fn splits_of_container(name: &str) -> Vec<&str> {
     let mut words: Vec<&str> =
         without_container_ending(name).split(['-', '_', '.']).filter(|word| is_split_word(word)).collect();
@@ -121,8 +121,8 @@ pub(super) fn splits_of_container(name: &str) -> Vec<&str> {
     words
 }
 
-/// The split that a name is likely to mean without being its word, and the name up to the end of the part that says so:
-/// `train2017`, `trainA`, `test_set`, `images_val`.
+/// Returns the split that a name probably means without being its word, and the name up to the end of the part with
+/// that meaning: `train2017`, `trainA`, `test_set`, `images_val`.
 pub(super) fn split_like(name: &str) -> Option<(&str, &str)> {
     const SEPARATORS: [char; 4] = ['-', '_', '.', ' '];
     let first = &name[..name.find(SEPARATORS).unwrap_or(name.len())];
@@ -139,13 +139,13 @@ pub(super) fn split_like(name: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// A file's name without what containers end in.
+/// Removes the ending of a container from a file's name.
 pub(super) fn without_container_ending(name: &str) -> &str {
     let end = CONTAINER_ENDINGS.iter().filter(|end| ends_with(name, &[end])).map(|end| end.len()).max();
     &name[..name.len() - end.unwrap_or(0)]
 }
 
-/// The first shard that is not among files that are called `NAME-00000-of-00010…`, as all of its set are.
+/// Returns the first shard missing from a set of files named `NAME-00000-of-00010…`.
 pub(super) fn missing_shard<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut sets: BTreeMap<(&str, &str), BTreeSet<u64>> = BTreeMap::new();
     for name in names {
@@ -162,12 +162,12 @@ pub(super) fn missing_shard<'a>(names: impl Iterator<Item = &'a str>) -> Option<
     })
 }
 
-/// Whether this is a word that names a split.
+/// Returns whether a word names a split.
 pub(super) fn is_split_word(word: &str) -> bool {
     SPLIT_WORDS.iter().any(|words| is_among(word, words))
 }
 
-/// What a split's name means: the same for all words of one meaning, in any case.
+/// Returns the meaning of a split's name: the same for all words of one meaning, in any case.
 pub(crate) fn split_meaning(name: &str) -> String {
     let name = name.to_lowercase();
     let same = SPLIT_WORDS.iter().find(|words| words.contains(&name.as_str()));
@@ -177,7 +177,7 @@ pub(crate) fn split_meaning(name: &str) -> String {
 /// Checks the names of a source's splits.
 ///
 /// # Errors
-/// What is wrong, with the names.
+/// The reason, with the names.
 pub(super) fn check_split_names(names: &[String]) -> Result<(), String> {
     if names.len() > MOST_SPLITS {
         let first: Vec<String> =
@@ -196,7 +196,7 @@ pub(super) fn check_split_names(names: &[String]) -> Result<(), String> {
     ))
 }
 
-/// Why a split cannot have this name: it is the folder of its shards and the name of its index.
+/// Returns why a split cannot have this name, which is also that of its shards' folder and its index.
 fn problem(name: &str) -> Option<&'static str> {
     match () {
         () if name.is_empty() => Some("the name is empty"),
@@ -209,7 +209,7 @@ fn problem(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether a class of this name is more likely a folder of the layout than a kind of thing.
+/// Returns whether a class of this name is more likely a folder of the layout than a kind of thing.
 pub(super) fn is_layout_folder(name: &str) -> bool {
     const NAMES: [&str; 12] = [
         "image",
@@ -228,19 +228,19 @@ pub(super) fn is_layout_folder(name: &str) -> bool {
     is_among(name, &NAMES)
 }
 
-/// A label as one part of a path: separators, control characters and names that lead elsewhere are replaced.
+/// Converts a label to one part of a path: replaces separators, control characters and names that lead elsewhere.
 pub(crate) fn as_path_part(label: &str) -> String {
     let part: String =
         label.chars().map(|c| if matches!(c, '/' | '\\') || c.is_control() { '_' } else { c }).collect();
     if part.chars().all(|c| c == '.') { "_".repeat(part.len().max(1)) } else { part }
 }
 
-/// Up to three names.
+/// Formats up to three names.
 pub(super) fn examples(names: &[impl AsRef<str>]) -> String {
     first_of(names, 3)
 }
 
-/// The first names.
+/// Formats the first `count` names.
 pub(crate) fn first_of(names: &[impl AsRef<str>], count: usize) -> String {
     let shown: Vec<String> = names.iter().take(count).map(|name| format!("`{}`", name.as_ref())).collect();
     let more = if names.len() > count { ", …" } else { "" };
@@ -249,8 +249,8 @@ pub(crate) fn first_of(names: &[impl AsRef<str>], count: usize) -> String {
 
 /// A pattern for paths below a source.
 ///
-/// One without `/` matches the name of a file or folder at any depth, one with `/` matches from the source's
-/// root; what is below a matched folder is matched too. `*` stays within a name, `**` crosses folders.
+/// A pattern without `/` matches the name of a file or folder at any depth; one with `/` matches from the source's
+/// root. Paths below a matched folder match, too. `*` stays within a name, `**` crosses folders.
 #[derive(Clone, Debug)]
 pub struct PathGlob {
     text: String,
@@ -260,10 +260,10 @@ pub struct PathGlob {
 }
 
 impl PathGlob {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// The reason, if it is not a pattern.
+    /// The reason, if the pattern is invalid.
     pub fn new(text: &str) -> Result<Self, String> {
         let plain = text.trim_start_matches("./").trim_end_matches('/');
         if plain.is_empty() {
@@ -279,7 +279,7 @@ impl PathGlob {
         })
     }
 
-    /// Whether a path, or a folder above it, matches.
+    /// Returns whether a path, or a folder above it, matches.
     pub(crate) fn matches(&self, path: &str) -> bool {
         let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
         let is_match = folders
@@ -291,17 +291,17 @@ impl PathGlob {
         is_match
     }
 
-    /// Whether any path has matched so far.
+    /// Returns whether any path has matched so far.
     pub(crate) fn has_matched(&self) -> bool {
         self.has_matched.load(Ordering::Relaxed)
     }
 
-    /// The pattern as it was given.
+    /// Returns the pattern as given.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// How many folders at the beginning of a matching path the pattern names: below them are the class folders.
+    /// Returns how many leading folders of a matching path the pattern names; class folders are below them.
     pub(super) fn folders_of(&self, path: &str) -> usize {
         let folders = path.matches('/').count();
         if self.any_depth {
@@ -312,7 +312,7 @@ impl PathGlob {
         let parts: Vec<&str> = self.text.trim_start_matches("./").trim_end_matches('/').split('/').collect();
         let of_folders = path.match_indices('/').any(|(end, _)| self.glob.is_match(&path[..end]));
         let mut named = &parts[..parts.len() - usize::from(!of_folders)];
-        // Any folder at all is a class.
+        // Any folder is a class.
         while let [above @ .., "*"] = named {
             named = above;
         }

@@ -1,5 +1,5 @@
-//! What every form of a source gives: one list of records, before anything is decided about them, and the files that
-//! hold the images or name them.
+//! Common output of all formats of sources: a list of records, before any decision about them, and the files that
+//! contain the images or name them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,19 +12,19 @@ use crate::ids::ClassId;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::{Digest, Location, Stamp, StorageError};
 
-/// A file that holds images or names them.
+/// A file that contains images or names them.
 #[derive(Clone, Debug)]
 pub(super) struct Container {
     pub location: Location,
-    /// Its name below the source.
+    /// Name below the source.
     pub name: String,
-    /// Of a tar.
+    /// Compression of a tar; `None` for other files.
     pub compression: Option<Compression>,
 }
 
-/// What tells one version of a source's files from another: modification times, in a store ETags.
+/// Digest of the modification times of a source's files, or of their ETags in a store, to detect changes.
 ///
-/// It decides whether interrupted work may continue, and never what a dataset holds.
+/// It decides whether interrupted work may continue, but never the contents of a dataset.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stamps {
     hasher: blake3::Hasher,
@@ -32,7 +32,7 @@ pub(crate) struct Stamps {
 }
 
 impl Stamps {
-    /// Adds a file. The order counts.
+    /// Adds a file; the order matters.
     pub(super) fn add(&mut self, path: &str, stamp: Option<Stamp>) {
         self.hasher.update(&(path.len() as u64).to_le_bytes());
         self.hasher.update(path.as_bytes());
@@ -40,7 +40,7 @@ impl Stamps {
         self.without += u64::from(stamp.is_none());
     }
 
-    /// Adds files that hold images or name them.
+    /// Adds files that contain images or name them.
     pub(super) fn add_containers(&mut self, files: &[Container]) -> Result<(), StorageError> {
         let stamp = |file: &Container| file.location.stamp();
         let found: Vec<Option<Stamp>> = files.par_iter().map(stamp).collect::<Result<_, _>>()?;
@@ -48,21 +48,21 @@ impl Stamps {
         Ok(())
     }
 
-    /// The digest over all files: equal for the same files at the same times.
+    /// Returns the digest over all files, equal for the same files at the same times.
     pub(crate) fn digest(&self) -> Digest {
         self.hasher.finalize().into()
     }
 
-    /// How many files have neither a time nor an ETag, so that their names and sizes alone count.
+    /// Returns how many files have neither a time nor an ETag, so that only their names and sizes count.
     pub(crate) fn without(&self) -> u64 {
         self.without
     }
 }
 
-/// What a form knows of an image's class. What it means is decided over all records together.
+/// Evidence of an image's class from a format; its meaning is decided over all records together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Evidence {
-    /// The folders of its path.
+    /// Folders of the path.
     Folders,
     /// A label field that is empty, null or −1.
     Absent,
@@ -70,11 +70,11 @@ pub(super) enum Evidence {
     Text(Word),
 }
 
-/// A text that occurs often, kept once.
+/// A frequent text, stored once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Word(u32);
 
-/// Why an entry with an image's name is not taken; it is listed in `rejects/` and counts as rejected.
+/// Reason why an entry with an image's name is not taken; `rejects/` lists it, and it counts as rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub(crate) enum Fault {
     #[error("a link that leads nowhere or to itself")]
@@ -108,7 +108,7 @@ pub(crate) enum Fault {
     NotThere,
 }
 
-/// Where an image's bytes are.
+/// Position of an image's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ImageBytes {
     pub container: u32,
@@ -117,19 +117,19 @@ pub(super) struct ImageBytes {
 }
 
 impl ImageBytes {
-    /// Of an entry that is not taken.
+    /// Position of an entry that is not taken.
     pub(super) const NONE: Self = Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
 }
 
-/// An image by its name.
+/// An entry with an image's name.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     /// The container that names it: an index into [`Records::origins`].
     pub origin: u32,
-    /// Its path within the container.
+    /// Path within the container.
     pub path: Box<str>,
     pub evidence: Evidence,
-    /// The split that the form found in a column or an archive's structure.
+    /// Split that the format found in a column or an archive's structure.
     pub split: Option<Word>,
     pub place: ImageBytes,
     pub fault: Option<Fault>,
@@ -146,20 +146,20 @@ impl Record {
     }
 }
 
-/// An image of a source that has not been validated yet.
+/// An image of a source, not validated yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// `<class>/<file>`, or the path within the source.
     pub path: Box<str>,
-    /// Its class: an index into the source's list.
+    /// Class, as an index into the source's list.
     pub class: Option<ClassId>,
-    /// Its size in bytes, as it is in the source.
+    /// Size in bytes, as in the source.
     pub bytes: u64,
-    /// Why it cannot be taken, if it cannot; it is rejected unread.
+    /// Reason why the image cannot be taken, if any; it is rejected unread.
     pub fault: Option<Fault>,
     pub container: u32,
     pub extent: Extent,
-    /// Its file's path below its container, where that is not `path`.
+    /// Path of the file below its container, if it differs from `path`.
     pub read_path: Option<Box<str>>,
 }
 
@@ -170,12 +170,12 @@ impl Entry {
     }
 }
 
-/// How many entries were passed over for one reason, and one of them.
+/// Number of entries that were skipped for one reason, with an example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// Entries.
+    /// Number of entries.
     pub count: u64,
-    /// The first.
+    /// The first of them.
     pub example: String,
 }
 
@@ -188,42 +188,42 @@ pub(super) fn count(counts: &mut Counts, reason: impl Into<String>, path: impl F
     counted.count += 1;
 }
 
-/// What the path of an image in the dataset is made of.
+/// Composition of an image's path in the dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Naming {
-    /// Its path below the split's folder.
+    /// The path below the split's folder.
     BelowSplit,
-    /// Its class, then its file's name; the whole path where it has no class.
+    /// The class, then the file's name; the whole path for an image without a class.
     ByLabel,
-    /// Its path.
+    /// The record's path.
     AsIs,
 }
 
-/// The names of classes that a form gives its numbers.
+/// Names of the classes that a format identifies by numbers.
 #[derive(Clone, Debug)]
 pub(super) struct ClassNames {
     pub names: Vec<String>,
-    /// Where they come from.
+    /// Origin of the names.
     pub origin: String,
 }
 
-/// The records of a source.
+/// Records of a source.
 #[derive(Debug)]
 pub(super) struct Records<'a> {
     pub options: &'a IngestOptions,
     pub containers: Containers,
-    /// The names of containers below the source, empty for the source itself.
+    /// Returns the names of containers below the source; empty for the source itself.
     pub origins: Vec<String>,
     /// In the order of the source.
     pub list: Vec<Record>,
     pub class_names: Option<ClassNames>,
-    /// Labels of images without a class folder, by path or name as their list has it, with or without the ending.
+    /// Labels of images without a class folder, by path or name as in their list, with or without the extension.
     pub labels: Option<HashMap<String, Word>>,
     pub naming: Naming,
-    /// The folder whose files the images are, and its number among the containers.
+    /// Folder whose files the images are, and its number among the containers.
     pub folder: Option<(u32, Location)>,
     pub passed_over: Counts,
-    /// Of the files that hold images.
+    /// Stamps of the files that contain images.
     pub stamps: Stamps,
     /// How the source was understood so far, a sentence each.
     pub understood: Vec<String>,
@@ -233,7 +233,7 @@ pub(super) struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// No records yet of a source of which these files are `passed_over`.
+    /// Makes an empty list of records for a source in which these files are `passed_over`.
     pub(super) fn new(options: &'a IngestOptions, passed_over: Counts) -> Self {
         Self {
             options,
@@ -259,7 +259,7 @@ impl<'a> Records<'a> {
         u32::try_from(self.origins.len() - 1).expect("fewer containers than records")
     }
 
-    /// Keeps a text once.
+    /// Stores a text once.
     pub(super) fn word(&mut self, text: &str) -> Word {
         if let Some(&number) = self.numbers.get(text) {
             return Word(number);
@@ -270,12 +270,12 @@ impl<'a> Records<'a> {
         Word(number)
     }
 
-    /// The text of a word.
+    /// Returns the text of a word.
     pub(super) fn text(&self, word: Word) -> &str {
         &self.words[word.0 as usize]
     }
 
-    /// A record's path from the source's root, as people and patterns see it.
+    /// Returns a record's path from the source's root, for messages and patterns.
     pub(super) fn shown(&self, record: &Record) -> String {
         shown(&self.origins[record.origin as usize], &record.path)
     }
@@ -288,7 +288,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Adds a row of a table or a line of a list, unless its path is ignored: what they name is not hidden.
+    /// Adds a row of a table or a line of a list, unless its path is ignored; hidden names are allowed there.
     pub(super) fn push_row(&mut self, record: Record) {
         match ignored(self.options, &self.shown(&record)) {
             Some(reason) => self.leave_out(record.origin, &reason, &record.path),
@@ -340,29 +340,29 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// The source is not what it should be.
+    /// Makes the error of a source that is not as expected.
     pub(super) fn wrong(&self, reason: impl Into<String>) -> IngestError {
         IngestError::layout(&self.options.sources[0], reason)
     }
 }
 
-/// Why a path is passed over by its name alone; `None` where it is not.
+/// Returns the reason why a path is skipped by its name alone; `None` if it is not.
 pub(super) fn passed_over_reason(options: &IngestOptions, path: &str) -> Option<String> {
     ignored(options, path).or_else(|| hidden(path).then(|| "hidden or litter of a system".to_owned()))
 }
 
-/// The pattern by which a path is left out.
+/// Returns the `--ignore` pattern that leaves a path out.
 pub(super) fn ignored(options: &IngestOptions, path: &str) -> Option<String> {
     let glob = options.ignore.iter().find(|glob| glob.matches(path))?;
     Some(format!("--ignore {}", glob.text()))
 }
 
-/// A path below a container below the source.
+/// Joins a path within a container to the container's name below the source.
 pub(super) fn shown(origin: &str, path: &str) -> String {
     if origin.is_empty() { path.to_owned() } else { format!("{origin}/{path}") }
 }
 
-/// A location from the root of its machine or store.
+/// Returns a location from the root of its machine or store.
 pub(super) fn whole_path(location: &Location) -> String {
     location.local_path().map_or_else(|| location.to_string(), |path| path.display().to_string())
 }

@@ -2,7 +2,7 @@
 //!
 //! The words `train`, `training`, `val`, `valid`, `validation`, `dev`, `test` and `testing` name splits as a whole
 //! folder, between `-`, `_` and `.` in the name of a container, or in a column `split`. If every record has
-//! one, they are the splits; if none has, there is one split; anything else can be read in two ways and is an error.
+//! one, they are the splits; if none has, there is one split; anything else is ambiguous, and an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,28 +15,28 @@ use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 use crate::units::shell_word;
 
-/// Patterns that an error suggests.
+/// Number of patterns that an error suggests.
 const SHOWN_PATTERNS: usize = 8;
 
-/// The split's name where neither the source nor the user names one.
+/// Name of the split if neither the source nor the user names one.
 const DEFAULT_SPLIT: &str = "train";
 
-/// Where a record belongs.
+/// Assignment of a record to a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Assigned {
-    /// An index into [`Splits::names`].
+    /// Split, as an index into [`Splits::names`].
     pub split: u16,
-    /// Where its path below the split's folder begins, in bytes.
+    /// Start of the path below the split's folder, in bytes.
     pub below: u32,
 }
 
-/// The splits of a source.
+/// Splits of a source.
 #[derive(Debug, Default)]
 pub(super) struct Splits {
     pub names: Vec<String>,
-    /// For each record its split; `None` for one that was not asked for.
+    /// Returns the assignment of each record; `None` for one that was not requested.
     pub of: Vec<Option<Assigned>>,
-    /// How the splits were found, for people.
+    /// Origin of the splits, as a sentence.
     pub understood: String,
     pub warnings: Vec<String>,
 }
@@ -45,30 +45,30 @@ impl Splits {
     /// Finds the split of each record.
     ///
     /// # Errors
-    /// If the records can be read in two ways, or a split that was asked for does not exist.
+    /// If the records are ambiguous, or a requested split does not exist.
     pub(super) fn find(records: &Records<'_>) -> Result<Self, IngestError> {
         if records.options.splits.is_empty() { by_words(records) } else { by_patterns(records) }
     }
 
-    /// A record's path below the folder of its split.
+    /// Returns a record's path below the folder of its split.
     pub(super) fn below<'a>(&self, records: &'a Records<'_>, number: usize) -> &'a str {
         let below = self.of[number].map_or(0, |assigned| assigned.below as usize);
         &records.list[number].path[below..]
     }
 
-    /// Takes folders of this length for a part of the split's folder, for one record.
+    /// Extends the split's folder by `bytes` bytes of a record's path.
     pub(super) fn descend(&mut self, number: usize, bytes: usize) {
         if let Some(assigned) = &mut self.of[number] {
             assigned.below += bytes as u32;
         }
     }
 
-    /// Whether the images of a split get no labels, by an option.
+    /// Returns whether an option ignores the labels of a split.
     pub(super) fn is_unlabelled(&self, options: &IngestOptions, assigned: Assigned) -> bool {
         options.unlabelled || options.unlabelled_splits.contains(&self.names[usize::from(assigned.split)])
     }
 
-    /// The records whose folders are classes, by their numbers.
+    /// Returns the records whose folders are classes, by their numbers.
     pub(super) fn by_folders<'a>(
         &'a self,
         records: &'a Records<'_>,
@@ -92,7 +92,7 @@ impl Splits {
     fn push(&mut self, split: &str, below: usize) {
         let known = self.names.iter().position(|name| name == split);
         let split = known.unwrap_or_else(|| {
-            // One more than may be is enough for the error of `check_split_names`.
+            // One more than the limit suffices for the error of `check_split_names`.
             if self.names.len() <= MOST_SPLITS {
                 self.names.push(split.to_owned());
             }
@@ -103,7 +103,7 @@ impl Splits {
     }
 }
 
-/// The splits that `--splits NAME=GLOB` names.
+/// Finds the splits that `--splits NAME=GLOB` names.
 fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
     let patterns = &records.options.splits;
     let wanted = records.options.split.as_ref();
@@ -157,7 +157,7 @@ fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|part| !part.is_empty())
 }
 
-/// The word of a record, and where its path below the word's folder begins.
+/// Split's word of a record, and the start of the path below the word's folder.
 type Found<'a> = Option<(&'a str, usize)>;
 
 fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
@@ -232,11 +232,11 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     Ok(splits)
 }
 
-/// Folders or containers beside one another of which half are called nearly like splits, such as `train2017` beside
-/// `val2017`, are either splits or classes.
+/// Rejects sibling folders or containers of which at least half have names similar to splits, such as `train2017`
+/// beside `val2017`: they could be splits or classes.
 fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
     let Some(Likely { above, names, is_container }) = Likely::find(records) else { return Ok(()) };
-    // Another name than theirs is that of all images.
+    // A name of another meaning is that of all images.
     let meanings = likely_meanings(&names);
     if records.options.split.as_ref().is_some_and(|name| !meanings.contains(&split_meaning(name))) {
         return Ok(());
@@ -272,16 +272,16 @@ fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
     )))
 }
 
-/// Names beside one another that are likely to mean splits.
+/// Sibling names that probably mean splits.
 struct Likely {
-    /// The folders above them, with a `/` at the end.
+    /// Folders above the names, with a `/` at the end.
     above: String,
     names: BTreeSet<String>,
     is_container: bool,
 }
 
 impl Likely {
-    /// Where half of several names or more are nearly words of at least two splits.
+    /// Finds siblings of which at least half are similar to words, of at least two splits.
     fn find(records: &Records<'_>) -> Option<Self> {
         let folders = records.list.iter().map(|record| (record.origin, folder_order(&record.path).0));
         let folders: BTreeSet<(u32, &str)> = folders.collect();
@@ -313,7 +313,7 @@ fn likely_meanings(names: &BTreeSet<String>) -> Vec<String> {
     names.iter().filter_map(|name| split_like(name)).map(|(word, _)| split_meaning(word)).collect()
 }
 
-/// The name of the one split of a source without words.
+/// Returns the name of the only split of a source without words.
 fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
     if let Some(name) = &records.options.split {
         splits.understood = format!("splits: the source is one, `{name}`, by `--split`");
@@ -342,7 +342,7 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
     }
 }
 
-/// The name of the source's own folder: that of a folder itself, that around a file or around all files.
+/// Returns the name of the source's own folder: of the folder itself, or of the one around a file or all files.
 fn own_name(sources: &[Location], origins: &[String]) -> Option<String> {
     let source = sources.first()?;
     let is_folder = origins.iter().any(String::is_empty)
@@ -363,7 +363,7 @@ fn own_name(sources: &[Location], origins: &[String]) -> Option<String> {
     }
 }
 
-/// The word in the name of a container and of the folders around it.
+/// Returns the word in the name of a container or of the folders around it.
 fn word_of_origin<'a>(records: &Records<'_>, origin: &'a str) -> Result<Option<&'a str>, IngestError> {
     let (folders, name) = folder_order(origin);
     let mut words: Vec<&str> = folders.split('/').filter_map(split_of_folder).collect();
@@ -374,7 +374,7 @@ fn word_of_origin<'a>(records: &Records<'_>, origin: &'a str) -> Result<Option<&
     }
 }
 
-/// The topmost folder of a record that is a word, or else the word of its container.
+/// Returns the topmost folder of a record that is a word, or else the word of its container.
 fn word_of<'a>(
     records: &'a Records<'_>,
     record: &'a Record,
@@ -400,7 +400,7 @@ fn word_of<'a>(
     Ok(found)
 }
 
-/// Folders above those that are called like a split are the same for all images, or they mean something.
+/// Checks that the folders above those named like a split are the same for all images.
 fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestError> {
     let mut above: BTreeSet<&str> = BTreeSet::new();
     for (record, found) in records.list.iter().zip(found) {
@@ -420,8 +420,8 @@ fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestE
     )))
 }
 
-/// Containers of one split are below one folder, or they are of several datasets; their names differ in
-/// numbers alone, or some are variants of others, which is said.
+/// Checks that the containers of each split are below one folder, since otherwise they are of several datasets. Returns
+/// warnings of names that differ in more than numbers.
 fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec<String>, IngestError> {
     let mut above: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut kinds: BTreeMap<String, BTreeMap<String, &str>> = BTreeMap::new();
@@ -466,7 +466,7 @@ fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec
         .collect())
 }
 
-/// The name of a container without what tells its shards apart: numbers, and digests.
+/// Removes the parts of a container's name that distinguish shards: numbers and digests.
 fn without_numbers(name: &str) -> String {
     let is_digest = |part: &&str| part.len() >= 8 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
     let parts = without_container_ending(name).split(['-', '_', '.']).filter(|part| !is_digest(part));
@@ -480,7 +480,7 @@ fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> Inges
     ))
 }
 
-/// Some records have a word and some have none.
+/// Makes the error of records of which only some have a word.
 fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64>) -> IngestError {
     let shown = |with: bool| -> Vec<String> {
         let of_kind = records.list.iter().zip(found).filter(|(_, found)| found.is_some() == with);
@@ -490,7 +490,7 @@ fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64
     let with: u64 = counts.values().sum();
     let without = records.list.len() as u64 - with;
     let alone = match words.as_slice() {
-        // It may be a class.
+        // The word may be a class.
         [_] => "",
         _ => ". `--split NAME` takes one split that was found alone",
     };

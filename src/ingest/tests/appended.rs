@@ -1,12 +1,12 @@
-//! A second ingest into a dataset: the same images again, near ones, and what the first knew of them.
+//! Tests of a second ingest into a dataset: the same images again, near-duplicates, and reuse of the first results.
 //!
-//! And plans: a plan fails where the ingest would, and says what the destination gets.
+//! Also tests of plans: a plan fails if the ingest would, and describes the effect on the destination.
 
 use super::*;
 use crate::dataset::{DuplicateRow, read_duplicates};
 use crate::progress::Progress;
 
-/// A folder with a second source, of the class `cat`.
+/// Makes a folder with a second source, of the class `cat`.
 fn more(at: &Fixture, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::PathBuf {
     let root = at.source.with_file_name(name);
     images.iter().for_each(|(name, bytes)| write(root.join("cat").join(name), bytes));
@@ -46,7 +46,7 @@ fn appended_images_that_are_there_already_are_counted() {
     assert_eq!(report.splits["train"].already_there, None);
 }
 
-/// An image and the same one, compressed more.
+/// Makes an image, and the same one with stronger compression.
 fn near(seed: u32) -> [Vec<u8>; 2] {
     let image = detailed(8, 8);
     let rgb = (0..64 * 64)
@@ -87,7 +87,7 @@ fn duplicates_after_appending_and_another_split_are_those_found_from_scratch() {
         vec!["cat/c.jpg"; 2],
     ];
     assert_eq!(groups, expected);
-    // Without the file, or with one that a killed ingest has left, all is compared again.
+    // Without the file, or with one that a killed ingest left, all images are compared again.
     let damages: [&dyn Fn(&Path); 3] = [
         &|file| fs::remove_file(file).expect("removed"),
         &|file| fs::write(file, b"no table").expect("a file"),
@@ -117,7 +117,7 @@ fn without_near_duplicates_only_equal_bytes_are_found_and_the_hashes_stay_for_la
     assert_eq!((report.duplicates.identical_groups, report.duplicates.visual_groups), (1, 0));
     let manifest = at.manifest();
     assert_eq!(manifest.splits["train"].ingest[0].options["near_duplicates"], "off");
-    // A later ingest compares everything.
+    // A later ingest compares all images.
     let second = more(&at, "second", &[("d.jpg", jpeg(4))]);
     let report = ingest(&appending(&second, &at.dest), &Quiet).expect("appended");
     assert_eq!((report.duplicates.identical_groups, report.duplicates.visual_groups), (0, 1));
@@ -151,7 +151,7 @@ fn a_source_that_is_there_is_verified_image_by_image() {
         let verified = ingest(&verify, &Quiet).expect("verified").verified_source.expect("it is there");
         let rewritten = if smaller.is_some() { 10 } else { 0 };
         assert_eq!(verified, VerifiedSource { images: 11, rewritten, rejected: 1 });
-        // Another image of the same size, which the names and sizes do not tell.
+        // Another image of the same size, which names and sizes do not reveal.
         let path = at.source.join("dog breed/4.jpg");
         let old = fs::read(&path).expect("an image");
         let mut new = jpeg(99);
@@ -175,7 +175,7 @@ fn a_source_that_is_there_is_verified_image_by_image() {
     }
 }
 
-/// A leak is an image that can be decoded; one that could not be decoded is none.
+/// A leak is an image that can be decoded; a corrupt one is not a leak.
 #[test]
 fn a_source_with_leaks_that_were_dropped_is_verified_and_an_image_that_was_mended_named() {
     let at = fixture();
@@ -194,7 +194,7 @@ fn a_source_with_leaks_that_were_dropped_is_verified_and_an_image_that_was_mende
     assert!(error.contains("`cat/0.jpg`") && error.contains("it was rejected then: "), "{error}");
 }
 
-/// The folder, with an image that takes 3.3 MiB of memory to decode.
+/// Makes the folder, with an image that takes 3.3 MiB of memory to decode.
 fn with_a_large_image() -> Fixture {
     let at = with_folder();
     let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
@@ -210,7 +210,7 @@ fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     let limited = |memory_limit, base: &IngestOptions| IngestOptions { memory_limit, ..base.clone() };
     let error = ingest(&limited(Some(1 << 20), &strict), &Quiet).expect_err("one is too many").to_string();
     assert!(error.contains("cat/large.png: decoding needs 3.3 MiB, `--memory-limit` is 1.0 MiB"), "{error}");
-    // The same work under a higher limit: what was rejected is looked at again.
+    // The same work under a higher limit: rejected images are checked again.
     let report = ingest(&limited(Some(1 << 30), &strict), &Quiet).expect("it goes on");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (13, 0));
     let whole = at.dest.with_file_name("whole");
@@ -229,7 +229,7 @@ fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     assert_eq!(files(&unlimited), files(&whole));
 }
 
-/// Ends the ingest as a kill would, when the second shard of the second pass has been written.
+/// Ends the ingest like a kill, after the second shard of the second pass is written.
 #[derive(Default)]
 struct Kill {
     stage: std::sync::Mutex<String>,
@@ -275,7 +275,7 @@ fn source(at: &Fixture, name: &str, classes: &[&str]) -> std::path::PathBuf {
     root
 }
 
-/// The error of a plan, which is that of the ingest; neither writes.
+/// Returns the error of a plan, which equals that of the ingest; neither writes.
 fn fails(options: &IngestOptions, dest: &Path) -> IngestError {
     let before = files(dest);
     let planned = plan(options, &Quiet).expect_err("the plan");
@@ -362,7 +362,7 @@ fn numbers_without_names_are_not_appended_to_classes_with_names_nor_names_to_num
     let text = error.to_string();
     assert!(text.contains("names (`ant`, `bee`)") && text.contains("numbers (`0`, `1`)"), "{text}");
     assert!(text.contains("`--classes FILE` names the numbers"), "{text}");
-    // The way out.
+    // The solution that the error names.
     let classes = at.source.join("classes.txt");
     fs::write(&classes, "bee\nant\n").expect("a file");
     ingest(&IngestOptions { classes: Some(location(&classes)), ..append }, &Quiet).expect("appended");

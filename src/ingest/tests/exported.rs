@@ -1,4 +1,4 @@
-//! An export has a file for every row, whatever the rows' paths are. It can be ingested again, with the same labels and
+//! Tests of exports: every row gets a file, whatever its path, and an ingest of the files gives the same labels and
 //! names of classes.
 
 use turbojpeg::Colorspace;
@@ -8,7 +8,7 @@ use crate::dataset::tests::publish;
 use crate::ids::InstanceId;
 use crate::storage::Digest;
 
-/// A dataset with rows of these paths, each with other bytes.
+/// Makes a dataset with rows of these paths, each with different bytes.
 fn dataset(at: &Fixture, paths: &[String]) -> Location {
     let dataset = location(&at.dest);
     let row = |(id, path): (u32, &String)| Row {
@@ -29,7 +29,7 @@ fn export_to(dataset: &Location, dest: &Path) -> ExportOptions {
     ExportOptions { dataset: dataset.clone(), dest: location(dest), split: None }
 }
 
-/// The names of the exported files by id, and how many are not the rows' paths.
+/// Returns the names of the exported files by id, and how many differ from the rows' paths.
 fn exported(paths: &[&str]) -> Result<(Vec<String>, u64), IngestError> {
     let at = fixture();
     let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
@@ -46,7 +46,7 @@ fn exported(paths: &[&str]) -> Result<(Vec<String>, u64), IngestError> {
     Ok(((0..paths.len()).map(name).collect(), report.splits["train"].renamed))
 }
 
-/// Files with their contents; unlike a store's list, all of them.
+/// Lists all files with their contents, unlike a store's list.
 fn walk(root: &Path) -> Vec<(String, Vec<u8>)> {
     let files = walkdir::WalkDir::new(root).into_iter().filter_map(Result::ok);
     let files = files.filter(|entry| entry.file_type().is_file());
@@ -110,7 +110,7 @@ fn an_export_into_the_dataset_is_refused() {
     assert_eq!(walk(&at.dest), before);
 }
 
-/// JPEGs of every kind and a PNG, by their names.
+/// Makes JPEGs of every kind and a PNG, with their names.
 fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
     let wide = detailed(203, 61);
     let mut images = vec![
@@ -156,7 +156,7 @@ fn an_export_gives_the_files_back_that_were_ingested() {
     assert_eq!(export(&missing, &Quiet).expect_err("no split").failure(), crate::failure::Failure::Data);
 }
 
-/// Each image with its split and the name of its class, sorted.
+/// Returns each image with its split and the name of its class, sorted.
 fn labels(dataset: &Location) -> Vec<(String, Option<String>, Digest)> {
     let manifest = Manifest::read(dataset).expect("a manifest");
     let mut found = Vec::new();
@@ -170,7 +170,7 @@ fn labels(dataset: &Location) -> Vec<(String, Option<String>, Digest)> {
     found
 }
 
-/// Exports a dataset and ingests the files; gives their names.
+/// Exports a dataset and ingests the files; returns their names.
 fn round_trip(at: &Fixture) -> Vec<String> {
     let (exported, again) = (at.dest.with_file_name("exported"), at.dest.with_file_name("again"));
     export(&export_to(&location(&at.dest), &exported), &Quiet).expect("exported");
@@ -209,7 +209,7 @@ fn images_of_a_list_are_exported_below_their_classes() {
 fn rows_of_a_parquet_table_are_exported_below_the_names_of_their_classes_with_endings() {
     let at = fixture();
     let table = at.source.join("train.parquet");
-    // The order of the class list is not that of the names.
+    // The class list has another order than the names.
     let images = [(1, jpeg(1)), (0, png()), (1, jpeg(3)), (2, jpeg(4))];
     fs::write(&table, parquet_table(&images, Some(&["zebra", "a/b", "cow"]))).expect("a table");
     ingest(&options(&table, &at.dest), &Quiet).expect("ingested");
@@ -221,7 +221,7 @@ fn rows_of_a_parquet_table_are_exported_below_the_names_of_their_classes_with_en
         "cow/train-00000003.jpg",
     ];
     assert_eq!(paths, expected);
-    // A name that file systems do not take is the one that changes.
+    // Only a name that file systems do not take changes.
     fs::remove_dir_all(&at.dest).expect("removed");
     fs::write(&table, parquet_table(&images, Some(&["zebra", "ant", "cow"]))).expect("a table");
     ingest(&options(&table, &at.dest), &Quiet).expect("ingested");

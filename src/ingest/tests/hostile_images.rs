@@ -1,5 +1,5 @@
-//! Images that are damaged, odd or made with bad intent: a rejection with a reason, never a crash. And those
-//! whose stored bytes are not the source's.
+//! Tests of damaged, odd or malicious images: a rejection with a reason, never a crash. Also of images whose stored
+//! bytes differ from the source's.
 
 use image::codecs::gif::GifEncoder;
 use image::{Frame, Rgba, RgbaImage};
@@ -17,7 +17,7 @@ fn refused(name: &str, bytes: Vec<u8>) -> String {
     refused[0].1.clone()
 }
 
-/// The pixels of the image, which must be accepted.
+/// Decodes the image, which must be accepted.
 fn accepted(name: &str, bytes: Vec<u8>) -> DecodedImage {
     let (accepted, refused) = verdicts(&[(name, bytes.clone())], |_| {});
     assert_eq!(refused, [], "{name}");
@@ -58,7 +58,7 @@ fn empty_cut_and_corrupt_files_are_refused_with_their_reason() {
 
 #[test]
 fn a_decompression_bomb_is_refused_by_its_header() {
-    // A PNG header that claims 30,000 × 30,000 pixels, with no data behind it; its checksum is right.
+    // A PNG header that claims 30,000 × 30,000 pixels, without data after it; its checksum is right.
     let mut png = encode_png(&detailed(1, 1)).expect("encoded");
     png[16..20].copy_from_slice(&30_000_u32.to_be_bytes());
     png[20..24].copy_from_slice(&30_000_u32.to_be_bytes());
@@ -77,7 +77,7 @@ fn jpegs_in_inks_and_with_adobes_marker_are_taken_as_rgb() {
         let image = accepted("inks.jpg", bytes);
         assert!(image.rgb.iter().all(|value| value.abs_diff(127) <= 3), "{space:?}");
     }
-    // Adobe's marker with RGB stored as it is.
+    // Adobe's marker with RGB stored unconverted.
     let pixels: Vec<u8> = [200, 100, 50].repeat(256);
     let bytes = compressed(&pixels, PixelFormat::RGB, |compressor| {
         compressor.set_colorspace(Colorspace::RGB).expect("a colour space");
@@ -104,7 +104,7 @@ fn rotation_by_exif_is_not_applied() {
     assert_eq!(image, pixels(&plain));
 }
 
-/// The image with an EXIF tag that has it turned by a right angle.
+/// The image has an EXIF tag that turns it by a right angle.
 #[test]
 fn with_apply_images_are_upright_and_their_bytes_stay() {
     let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
@@ -117,7 +117,7 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
     assert!(manifest.splits["train"].applies_exif_orientation());
     let row = &at.rows()[0];
     assert_eq!((row.width, row.height, row.bytes.to_vec()), (24, 40, turned(&plain, 6)));
-    // The same image, turned before it came: it looks the same.
+    // The same image, turned before the ingest, looks the same.
     let upright = pixels(&plain).turned(Orientation::of(&turned(&plain, 6)));
     assert_eq!((upright.width, upright.height), (24, 40));
     let expected = view_hash(&luma(&upright)).expect("a view");
@@ -126,7 +126,7 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
     assert!(view.expect("a view").distance(&expected) <= MOST_DIFFERING_BITS);
     at.verify();
 
-    // Other pixels are another dataset, although the bytes are the same.
+    // Other pixels make another dataset, although the bytes are the same.
     let ignoring = fixture();
     let ignored = IngestOptions { exif_orientation: ExifOrientation::Ignore, ..options.clone() };
     ingest(&IngestOptions { dest: location(&ignoring.dest), ..ignored.clone() }, &Quiet).expect("ingested");
@@ -176,7 +176,7 @@ fn a_shallow_check_sees_headers_and_ends() {
     assert_eq!(refused[0], ("a/cut.jpg".into(), "JPEG: its end is missing".into()));
 }
 
-/// Found by the fuzzer: it was decoded to nothing, and the search for near-duplicates looked at its first row.
+/// Found by the fuzzer: decoding gave no pixels, and the search for near-duplicates read the first row.
 #[test]
 fn a_gif_of_no_width_is_refused() {
     let bytes = include_bytes!("../../../fuzz/findings/image-gif-of-no-width");
@@ -207,7 +207,7 @@ fn a_image_that_is_small_enough_stays_as_it_is() {
 
 #[test]
 fn a_progressive_jpeg_that_smoothing_would_change_stays_as_it_is() {
-    // Without its last scans it decodes without a warning, but libjpeg smooths over what is missing.
+    // Without its last scans it decodes without a warning, but libjpeg smooths over the missing bits.
     let smooth = |at: u32| (at % 48 / 3 * 4 + at / 48 * 9) as u8;
     let rgb: Vec<u8> = (0..16 * 16 * 3).map(smooth).collect();
     let mut bytes = compressed(&rgb, PixelFormat::RGB, |compressor| {
@@ -243,7 +243,7 @@ fn a_bomb_or_thousands_of_scans_are_refused_before_anything_is_made_of_them() {
             (options.check, options.baseline) = (check, baseline);
         });
         assert!(refused[0].1.contains("65500x65500 pixels are more than"), "{refused:?}");
-        // The header is that of a good image; then it is left alone.
+        // The header is that of a good image, so a check of the header accepts it.
         match check {
             CheckDepth::Full => assert!(refused[1].1.contains("scans"), "{refused:?}"),
             CheckDepth::Header => assert_eq!(accepted[1].bytes, scans),

@@ -1,4 +1,4 @@
-//! Sources that are damaged, odd or made with bad intent: names, also those of splits, tars, lists and Parquet files.
+//! Tests of damaged, odd or malicious sources: names, including those of splits, tars, lists and Parquet files.
 //!
 //! Whatever the damage, every image ends in the dataset or among the rejects, or there is one error.
 
@@ -113,7 +113,7 @@ fn a_broken_link_below_folders_that_are_passed_through_makes_no_class() {
 
 const IMAGES: u8 = 6;
 
-/// The same bytes with a few changed, moved, repeated or cut.
+/// Changes, moves, repeats or cuts a few of the bytes.
 fn damaged(bytes: &[u8], stream: &mut Stream) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let below = |stream: &mut Stream, end: usize| (stream.range(0.0, 1.0) * end as f64) as usize;
@@ -162,11 +162,11 @@ fn survive(name: &str, whole: &[u8], rounds: u64) {
     assert!(taken > rounds / 20, "some are still read: {taken} of {rounds}");
 }
 
-/// The rows of a list or table, counted by its format's own reader.
+/// Counts the rows of a list or table by its format's own reader.
 fn rows_of(file: &Path) -> Option<u64> {
     let bytes = fs::read(file).ok()?;
     if file.extension()? == "csv" {
-        // What separates columns separates no lines.
+        // The separator of columns does not separate lines.
         let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(bytes.as_slice());
         return u64::try_from(reader.records().count()).ok();
     }
@@ -232,7 +232,7 @@ fn appending_to_a_split_leaves_the_files_of_a_split_that_is_called_like_its_part
     assert_eq!(ingest(&verify, &Quiet).expect("verified").held_by, Some(HeldBy::Contents));
 }
 
-/// Gives an appended part the names that earlier versions gave it.
+/// Renames the files of an appended part as earlier versions named them.
 fn rename_as_before(dest: &Path) {
     let mut manifest = Manifest::read(&location(dest)).expect("a manifest");
     let part = &mut manifest.splits.get_mut("train").expect("a split").ingest[1];
@@ -317,7 +317,7 @@ fn a_column_of_too_many_splits_is_one_error_that_names_the_first() {
     let at = fixture();
     images(&at.source, 0..1);
     let list = at.source.join("list.csv");
-    // More than 16 bits count.
+    // More than 16 bits can count.
     for count in [1_001, 66_000] {
         let rows: String = (0..count).map(|row| format!("cat/0.jpg,c{row},s{row:05}\n")).collect();
         fs::write(&list, format!("path,label,split\n{rows}")).expect("a list");

@@ -1,8 +1,8 @@
-//! What an interrupted ingest has left, its source's files as they were, other files at the destination.
+//! Tests of interrupted ingests: their leftovers, changes of the source's files, and other files at the destination.
 
 use super::*;
 
-/// Images of the class `cat`, the last of which is not one.
+/// Makes images of the class `cat`, the last of which is invalid.
 fn with_a_bad_one(root: &Path) {
     images(root, 10..16);
     write(root.join("cat/99.jpg"), b"bad");
@@ -16,7 +16,7 @@ fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_b
     with_a_bad_one(&more);
     let append = appending(&more, &at.dest);
     ingest(&append, &Quiet).expect_err("too many are rejected");
-    // As a kill leaves them: shards that were recorded before they were written.
+    // State after a kill: shards that were recorded but not written completely.
     let recorded = fs::read_to_string(at.dest.join(".work/0001-train/files.json")).expect("a record");
     let recorded: Vec<String> = serde_json::from_str(&recorded).expect("names");
     let shards: Vec<&String> = recorded.iter().filter(|file| file.starts_with("train/")).collect();
@@ -31,14 +31,14 @@ fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_b
     let append = lenient(append);
     ingest(&append, &Quiet).expect("the append again");
     assert!(!at.dest.join(".work/plan").exists());
-    // As a kill after the manifest leaves it: a record of files that are published.
+    // State after a kill that follows the manifest: a record of published files.
     let after = files(&at.dest);
     write(at.dest.join(".work/0001-train/files.json"), br#"["index/0001/train.parquet"]"#);
     assert!(ingest(&append, &Quiet).expect("again").already_done);
     assert_eq!(files(&at.dest), after);
 }
 
-/// An ingest that is given up, since it has rejected too much: `5.jpg` is cut. The work folder stays.
+/// Runs an ingest that fails, since it rejects too many images: `5.jpg` is cut. The work folder remains.
 fn given_up(at: &Fixture) {
     folder(&at.source);
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
@@ -46,7 +46,7 @@ fn given_up(at: &Fixture) {
     assert!(at.dest.join(".work/plan").exists());
 }
 
-/// The journal of a version that knew no entry points has shards without.
+/// A journal of a version without entry points names shards that lack them.
 #[test]
 fn shards_that_a_journal_names_without_entry_points_are_written_again() {
     let at = fixture();
@@ -62,7 +62,7 @@ fn shards_that_a_journal_names_without_entry_points_are_written_again() {
             continue;
         };
         let shard = at.dest.join(written["entry"]["path"].as_str().expect("a path"));
-        // Those of train went when an image was rejected.
+        // Those of train were removed when an image was rejected.
         let Ok(found) = fs::metadata(&shard) else { continue };
         assert!(written.remove("entry_points").is_some(), "{name}");
         let len = found.len() as usize;
@@ -115,7 +115,7 @@ fn what_a_dataset_holds_already_rests_on_times_where_there_are_any() {
         assert_eq!(held_by(), Some(HeldBy::Times));
         times(source, SystemTime::UNIX_EPOCH + later);
         assert_eq!(held_by(), Some(HeldBy::OtherTimes));
-        // What file systems without times show.
+        // The time that file systems without times report.
         times(source, SystemTime::UNIX_EPOCH);
         assert_eq!(held_by(), Some(HeldBy::NamesAndSizes));
         assert_eq!(files(&dest), before);
@@ -197,7 +197,7 @@ fn files_that_only_look_like_unfinished_ones_stay() {
 fn work_of_another_plan_goes_with_the_files_that_it_has_recorded_and_no_others() {
     let at = fixture();
     given_up(&at);
-    // What a kill can leave: a finished file and one that was being written.
+    // Possible leftovers of a kill: a finished file, and one that was being written.
     for name in ["train/shard-00001.parquet", "train/shard-00001.parquet#7", "index/train.parquet#1"] {
         write(at.dest.join(name), b"half");
     }

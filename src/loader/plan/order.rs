@@ -6,27 +6,27 @@ use crate::ids::{BankRow, even_range};
 use crate::loader::source::Layout;
 use crate::rng::{Purpose, Stream, split_mix};
 
-/// Rounds of the Feistel network; four make a pseudo-random permutation, six leave a margin.
+/// Number of rounds of the Feistel network; four make a pseudo-random permutation, six leave a margin.
 const ROUNDS: usize = 6;
-/// The counter of the stream that permutes row groups; those of the windows come after. 0 is the exact order's.
+/// Counter of the stream that permutes row groups; those of the windows follow. The exact order uses 0.
 const GROUPS_COUNTER: u64 = 1;
 
-/// How the instances of an epoch are mixed.
+/// Order in which the instances of an epoch are mixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shuffle {
-    /// Uniformly over the whole split; each image is read by itself.
+    /// Uniform over the whole split; each image is read alone.
     Exact,
-    /// Row groups in a random order, their rows mixed within windows. It suits a store: whole groups are read.
+    /// Row groups in a random order, their rows mixed within windows. Suits a store, since whole groups are read.
     Windowed {
-        /// The rows of a window, about.
+        /// Approximate number of rows in a window.
         rows: usize,
     },
 }
 
-/// A permutation of `0..len`, evaluated and not stored.
+/// A permutation of `0..len` that is computed rather than stored.
 ///
-/// A Feistel network permutes the smallest square of a power of two that holds all numbers. A number that falls outside
-/// is permuted again until it is inside.
+/// A Feistel network permutes the smallest range `0..4^k` that contains all numbers. A number that falls outside of
+/// `0..len` is permuted again until it is inside.
 #[derive(Clone, Debug)]
 struct Permutation {
     len: u64,
@@ -40,7 +40,7 @@ impl Permutation {
         Self { len, half_bits: bits.div_ceil(2), keys: std::array::from_fn(|_| stream.bits()) }
     }
 
-    /// The number to which an index goes.
+    /// Returns the number to which an index is mapped.
     ///
     /// # Panics
     /// If the index is out of range.
@@ -65,13 +65,13 @@ impl Permutation {
     }
 }
 
-/// The order of [`Shuffle::Exact`]: a uniform permutation of the bank rows `0..len`, a function of
-/// (seed, epoch) alone, in constant memory.
+/// Order of [`Shuffle::Exact`]: a uniform permutation of the bank rows `0..len`, a function of (seed, epoch) alone, in
+/// constant memory.
 #[derive(Clone, Debug)]
 pub struct EpochOrder(Permutation);
 
 impl EpochOrder {
-    /// The order of an epoch of `len` instances.
+    /// Makes the order of an epoch of `len` instances.
     ///
     /// # Panics
     /// If there are more instances than ids.
@@ -81,7 +81,7 @@ impl EpochOrder {
         Self(Permutation::draw(&mut stream, len as u64))
     }
 
-    /// The image at an index of the epoch.
+    /// Returns the image at an index of the epoch.
     ///
     /// # Panics
     /// If the index is out of range.
@@ -90,28 +90,28 @@ impl EpochOrder {
     }
 }
 
-/// Row groups in some order, cut into windows within which rows are permuted.
+/// Order of row groups, cut into windows within which rows are permuted.
 ///
-/// A function of (seed, epoch, layout, window) alone, in memory that grows with the number of row groups, not
-/// of rows; any index of the epoch can be asked for at once.
+/// The order is a function of (seed, epoch, layout, window) alone. Its memory grows with the number of row groups, not
+/// of rows, and any index of the epoch can be computed directly.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupedOrder {
     groups: Vec<u32>,
-    /// The epoch index at which each of `groups` begins, and the length of the epoch.
+    /// Epoch index at which each of `groups` begins, and the length of the epoch.
     starts: Vec<u64>,
     windows: Vec<Window>,
 }
 
 #[derive(Clone, Debug)]
 struct Window {
-    /// Indices into `groups`.
+    /// Range of indices into `groups`.
     groups: Range<usize>,
     permutation: Option<Permutation>,
 }
 
 impl GroupedOrder {
-    /// Groups permuted, and rows permuted within windows of about `window_rows`. Windows are equal in length
-    /// but for a group, so that no short one at the end mixes less.
+    /// Permutes the groups, and their rows within windows of about `window_rows`. The lengths of windows differ by at
+    /// most a group, so that no short one at the end mixes less.
     pub(crate) fn shuffled(seed: u64, epoch: u64, layout: &Layout, window_rows: usize) -> Self {
         let mut groups = filled(layout);
         Stream::new(seed, Purpose::EpochOrder, epoch, GROUPS_COUNTER).shuffle(&mut groups);
@@ -134,7 +134,7 @@ impl GroupedOrder {
         Self { groups, starts, windows }
     }
 
-    /// Rows in the stored order, group after group.
+    /// Makes the stored order, group after group.
     pub(crate) fn stored(layout: &Layout) -> Self {
         let groups = filled(layout);
         let starts = starts(layout, &groups);
@@ -142,7 +142,7 @@ impl GroupedOrder {
         Self { starts, windows: windows.collect(), groups }
     }
 
-    /// The image at an index of the epoch.
+    /// Returns the image at an index of the epoch.
     ///
     /// # Panics
     /// If the index is out of range.
@@ -162,7 +162,7 @@ impl GroupedOrder {
         after.saturating_sub(1)
     }
 
-    /// The row groups of a window, in the order in which they are fetched.
+    /// Returns the row groups of a window, in the order of their fetches.
     pub(crate) fn groups(&self, window: usize) -> &[u32] {
         &self.groups[self.windows[window].groups.clone()]
     }
@@ -176,7 +176,7 @@ impl GroupedOrder {
         self.windows.len()
     }
 
-    /// By row group: when it is fetched, counted in row groups; `u64::MAX` for one without rows.
+    /// Returns, by row group, its rank in the order of fetches; `u64::MAX` for a group without rows.
     pub(crate) fn ranks(&self, layout: &Layout) -> Vec<u64> {
         let mut ranks = vec![u64::MAX; layout.groups()];
         for (rank, &group) in (0..).zip(&self.groups) {
@@ -186,7 +186,7 @@ impl GroupedOrder {
     }
 }
 
-/// The groups that have rows: a sample may leave some without.
+/// Returns the groups that have rows; a sample may leave some without.
 fn filled(layout: &Layout) -> Vec<u32> {
     (0..layout.groups())
         .filter(|&group| !layout.members(group).is_empty())
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_order_is_uniform_over_many_epochs() {
-        // Where instance 0..50 end up at the first bank row, over 50,000 epochs: 1000 each, deviation 31.
+        // Instances 0..50 at the first bank row over 50,000 epochs: 1000 times each, deviation 31.
         let mut counts = [0_u32; 50];
         for epoch in 0..50_000 {
             counts[EpochOrder::new(7, epoch, 50).at(0).row()] += 1;

@@ -1,4 +1,4 @@
-//! The rows of a split: where each is stored, and how a row group is read and checked.
+//! Rows of a split: their positions in the shards, and the checked reads of row groups.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,26 +14,26 @@ use crate::loader::LoaderError;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location};
 
-/// Shards whose footers are read at the same time.
+/// Number of shards whose footers are read at the same time.
 const OPENED_AT_ONCE: usize = 16;
-/// What an instance takes in the tables of a source, and a row group in the shards' footers, in bytes.
+/// Size of an instance in the tables of a source, and of a row group in the shards' footers, in bytes.
 const BYTES_OF_AN_INSTANCE: u64 = 80;
 const BYTES_OF_A_GROUP: u64 = 4 << 10;
 
-/// Where an image of the split is stored.
+/// Position of a stored image of the split.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StoredImage {
     group: u32,
-    /// The row within the group.
+    /// Row within the group.
     row: u32,
-    /// Where its encoded bytes begin in the shard's file.
+    /// Offset of the encoded bytes in the shard's file.
     offset: u64,
     bytes: u32,
     pixels: u32,
-    /// Where its entry points begin, and how many bytes they are; 0 where there are none.
+    /// Offset of the entry points, and their number of bytes; 0 if there are none.
     entry_points: u64,
     entry_points_bytes: u32,
-    /// The first half of the digest of its bytes: damage changes it.
+    /// First half of the digest of the encoded bytes, enough to detect damage.
     digest: [u8; 16],
 }
 
@@ -60,28 +60,28 @@ impl StoredImage {
         Ok(Some(Encoded { bytes, pixels: u64::from(self.pixels), entry_points }))
     }
 
-    /// Its row of the group's.
+    /// Returns the image's row, given the rows of its group.
     pub(super) fn of<'a>(&self, rows: &'a [Row]) -> &'a Row {
         &rows[self.row as usize]
     }
 }
 
-/// The rows of a split, or a sample of them.
+/// Rows of a split, or a sample of them.
 ///
 /// An image leaves a source only if its bytes have the index's digest, or its row group's bytes have the manifest's.
 #[derive(Debug)]
 pub(super) struct SplitRows {
     shards: Vec<ShardReader>,
-    /// By group: the shard, and the row group within it.
+    /// By group: shard, and row group within it.
     groups: Vec<(u32, u32)>,
     instances: Instances,
-    /// By bank row.
+    /// By bank row: position of the image.
     images: Vec<StoredImage>,
 }
 
 impl SplitRows {
-    /// Reads a split's index and the footers of its shards; with `limit`, takes a uniform sample of its
-    /// instances that depends on the two numbers alone.
+    /// Reads a split's index and the footers of its shards. With `limit`, takes a uniform sample of the instances, a
+    /// function of `limit` and their number alone.
     ///
     /// # Errors
     /// If there is no such split, or its index or a shard is missing or damaged.
@@ -150,7 +150,7 @@ impl SplitRows {
         self.groups.len()
     }
 
-    /// The shard of a group, and the row group within it.
+    /// Returns the shard of a group, and the row group within it.
     pub(super) fn shard(&self, group: usize) -> (&ShardReader, usize) {
         let (shard, row_group) = self.groups[group];
         (&self.shards[shard as usize], row_group as usize)
@@ -165,13 +165,13 @@ impl SplitRows {
         shard.row_group_digest(row_group)
     }
 
-    /// The range of a group's bytes in its shard's file.
+    /// Returns the range of a group's bytes in its shard's file.
     pub(super) fn range(&self, group: usize) -> Range<u64> {
         let (shard, row_group) = self.shard(group);
         shard.row_group_range(row_group)
     }
 
-    /// Names the record at a bank row, for errors: by its path too, where its row can be read.
+    /// Names the record at a bank row, for errors; includes its path, if its row could be read.
     pub(super) fn record(&self, bank_row: BankRow, row: Result<Vec<Row>, LoaderError>) -> String {
         let image = self.image(bank_row);
         let (shard, row_group) = self.shard(image.group());
@@ -182,7 +182,7 @@ impl SplitRows {
         }
     }
 
-    /// The error that an image has other bytes than were written.
+    /// Makes the error of an image whose bytes are not those that were written.
     pub(super) fn changed(&self, image: &StoredImage) -> LoaderError {
         let reason = format!("row {}: its bytes are not those that were written", image.row);
         self.damaged(image.group(), reason)
@@ -193,7 +193,7 @@ impl SplitRows {
         DatasetError::RowGroup { shard: shard.shown().to_owned(), row_group, reason }.into()
     }
 
-    /// Reads a group's bytes with `read`, a second time where they came damaged, and parses its rows.
+    /// Reads a group's bytes with `read`, again if they are damaged, and parses the rows.
     pub(super) fn read_group(
         &self,
         group: usize,
@@ -212,21 +212,21 @@ impl SplitRows {
         if let Ok(rows) = self.parse(group, &bytes) {
             return Ok((bytes, rows));
         }
-        // Bytes that were damaged on their way are whole the second time.
+        // Bytes damaged in transit are whole the second time.
         context.counters.retries.add(1);
         let bytes = read()?;
         let rows = self.parse(group, &bytes)?;
         Ok((bytes, rows))
     }
 
-    /// The rows of a group's bytes, which must be those that the split was opened with.
+    /// Parses the rows of a group's bytes, which must agree with the index that the split was opened with.
     pub(super) fn parse(&self, group: usize, bytes: &Bytes) -> Result<Vec<Row>, LoaderError> {
         let (shard, row_group) = self.shard(group);
         let rows = shard.parse_row_group(row_group, bytes.clone())?;
         let Instances { ids, labels, layout, .. } = &self.instances;
         for &bank_row in layout.members(group) {
             let row = self.images[bank_row.row()].row;
-            // The index holds ids and labels apart from the rows.
+            // The index stores ids and labels apart from the rows.
             let (id, label) = (ids[bank_row.row()], labels[bank_row.row()]);
             if rows.get(row as usize).is_none_or(|row| row.id != id || row.label != label) {
                 return Err(self.damaged(group, format!("row {row} is not what the index says of it")));
@@ -235,7 +235,7 @@ impl SplitRows {
         Ok(rows)
     }
 
-    /// The images of a group that was read, each copied, so that it can be freed alone.
+    /// Returns the images of a group that was read, each copied so that it can be freed alone.
     pub(super) fn members(&self, group: usize, read: Result<Vec<Row>, LoaderError>) -> Vec<Fetched> {
         let members = self.instances.layout.members(group);
         match read {
@@ -254,7 +254,7 @@ impl SplitRows {
     }
 }
 
-/// Opens the shards, several at the same time: a store takes two requests for each.
+/// Opens the shards, several at the same time, since a store takes two requests for each.
 fn open_shards(
     dataset: &Location,
     entries: &[ShardEntry],
@@ -270,7 +270,7 @@ fn open_shards(
     Ok(pool.install(|| entries.par_iter().map(open).collect::<Result<_, _>>())?)
 }
 
-/// Where the image of an index entry is stored; `None` where the shard has no such row or bytes.
+/// Returns the position of an index entry's image; `None` if the shard has no such row or bytes.
 fn stored_image(
     found: &Located,
     shards: &[ShardReader],
@@ -301,7 +301,7 @@ fn stored_image(
     })
 }
 
-/// The row groups, each with its bank rows in the order of its rows.
+/// Returns the row groups, each with its bank rows in the order of its rows.
 fn layout(images: &[StoredImage], bytes: &[u64]) -> Layout {
     let mut members = vec![Vec::new(); bytes.len()];
     for (bank_row, image) in (0..).zip(images) {
@@ -314,7 +314,7 @@ fn layout(images: &[StoredImage], bytes: &[u64]) -> Layout {
     Layout::new(members.into_iter().map(sorted).zip(bytes.iter().copied()))
 }
 
-/// The first `limit` ids of a random order of `0..len`, ascending.
+/// Returns the first `limit` ids of a random order of `0..len`, sorted.
 fn sample(len: usize, limit: usize) -> Vec<InstanceId> {
     let mut ids: Vec<_> = (0..len as u32).map(InstanceId).collect();
     if limit < len {

@@ -1,4 +1,4 @@
-//! A split of a dataset as a source: on this machine row by row, from an object store by row groups.
+//! A split of a dataset as a source: read row by row on this machine, by row groups from an object store.
 //! Whole row groups stay in memory, up to a limit.
 
 use std::collections::HashMap;
@@ -15,10 +15,10 @@ use crate::ids::BankRow;
 use crate::loader::LoaderError;
 use crate::storage::{BlobCache, Digest, LocalFile, Location, StorageError};
 
-/// Shards that are held open.
+/// Maximum number of shards that are open at the same time.
 const OPEN_FILES: usize = 256;
 
-/// Opens a split, or a uniform sample of `limit` of its instances, which depends on nothing but the two numbers.
+/// Opens a split, or a uniform sample of `limit` of its instances, a function of `limit` and their number alone.
 ///
 /// # Errors
 /// If there is no such split, or its index or a shard is missing or damaged.
@@ -31,8 +31,8 @@ pub fn open_split(
     open_split_cached(dataset, manifest, split, limit, None)
 }
 
-/// Opens a split as [`open_split`]. Row groups from an object store are kept in the cache; a dataset on this machine
-/// needs none.
+/// Opens a split like [`open_split`], but keeps row groups from an object store in the cache. A dataset on this machine
+/// needs no cache.
 ///
 /// # Errors
 /// As [`open_split`].
@@ -55,7 +55,7 @@ pub fn open_split_cached(
 #[derive(Debug)]
 struct LocalSource {
     split: SplitRows,
-    /// Open shards, by their numbers.
+    /// Open shards by number.
     files: Mutex<HashMap<u32, Arc<LocalFile>>>,
     row_groups: RowGroupCache,
 }
@@ -65,7 +65,7 @@ impl LocalSource {
         Self { split, files: Mutex::default(), row_groups: RowGroupCache::new() }
     }
 
-    /// An image, checked against its digest.
+    /// Reads an image and checks it against its digest.
     fn fetch_row(&self, image: &StoredImage, context: &ReadContext) -> Result<Encoded, LoaderError> {
         if context.cancel.is_cancelled() {
             return Err(LoaderError::Stopped);
@@ -129,14 +129,14 @@ impl Source for LocalSource {
 struct StreamedSource {
     split: SplitRows,
     row_groups: RowGroupCache,
-    /// Row groups on a local disk.
+    /// Cache of row groups on a local disk.
     cache: Option<BlobCache>,
     /// By digest of a group: when it is needed next, where there is a cache.
     next_use: HashMap<Digest, AtomicU64>,
 }
 
 impl StreamedSource {
-    /// A source that keeps row groups in `cache`, where there is one.
+    /// Makes a source that keeps row groups in `cache`, if any.
     fn new(split: SplitRows, cache: Option<BlobCache>) -> Self {
         let cached = if cache.is_some() { 0..split.groups() } else { 0..0 };
         Self {
@@ -147,7 +147,7 @@ impl StreamedSource {
         }
     }
 
-    /// A row group with its rows, checked against its digest: from the cache, else from the store.
+    /// Reads the rows of a group, checked against its digest: from the cache, else from the store.
     fn load(&self, group: usize, context: &ReadContext) -> Result<Vec<Row>, LoaderError> {
         let counters = &context.counters;
         let digest = self.split.digest(group);
@@ -175,7 +175,7 @@ impl StreamedSource {
         pending.finish_unless(&context.cancel).map_err(DatasetError::from)?.ok_or(LoaderError::Stopped)
     }
 
-    /// A row of a group in the cache or in memory.
+    /// Reads an image from the cache, or from its row group in memory.
     fn fetch_row(&self, bank_row: BankRow, context: &ReadContext) -> Fetched {
         if context.cancel.is_cancelled() {
             return Err(Arc::new(LoaderError::Stopped));
@@ -228,7 +228,7 @@ impl Source for StreamedSource {
         if self.cache.as_ref().is_some_and(|cache| cache.limit() >= total) {
             self.row_groups.set_limit((memory / 8).min(READ_MEMORY));
             for next_use in self.next_use.values() {
-                // Every group is needed all the time: none goes for another.
+                // Every group is needed all the time, so none replaces another.
                 next_use.store(0, Ordering::Relaxed);
             }
             return Ok(in_flight);
@@ -250,9 +250,9 @@ impl Source for StreamedSource {
     }
 }
 
-/// Row groups that are read whole at the same time, where rows are wanted one by one.
+/// Number of row groups that are read whole at the same time, if rows are requested one by one.
 const GROUPS_AT_ONCE: usize = 4;
-/// Row groups that are kept where no limit was set, in bytes.
+/// Default limit of the row groups in memory, in bytes.
 const READ_MEMORY: u64 = 1 << 30;
 
 /// Whole row groups in memory, up to a limit of bytes: the one that would exceed it takes the place of all.
@@ -260,7 +260,7 @@ const READ_MEMORY: u64 = 1 << 30;
 struct RowGroupCache {
     limit: AtomicU64,
     groups: Mutex<HashMap<usize, Arc<Vec<Row>>>>,
-    /// A few groups are loaded at a time, each once.
+    /// Locks that let a few groups load at a time, each once.
     turns: [Mutex<()>; GROUPS_AT_ONCE],
 }
 
@@ -273,7 +273,7 @@ impl RowGroupCache {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// The rows of a group, which `load` brings where they are not here.
+    /// Returns the rows of a group, and calls `load` if they are not in memory.
     fn get_or_load(
         &self,
         split: &SplitRows,
@@ -299,7 +299,7 @@ impl RowGroupCache {
         Ok(rows)
     }
 
-    /// The rows at these bank rows, in their order.
+    /// Returns the rows at these bank rows, in their order.
     fn rows(
         &self,
         split: &SplitRows,

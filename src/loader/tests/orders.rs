@@ -1,10 +1,10 @@
-//! The orders: complete, the same however they are read, resumable anywhere, and mixed well.
+//! Tests of the orders: complete, equal for all ways of reading, resumable anywhere, and mixed well.
 
 use super::*;
 use crate::ids::RankShare;
 use crate::loader::plan::order::GroupedOrder;
 
-/// Row groups of seven rows, read by rows and by groups.
+/// Makes row groups of seven rows, read by rows and by groups.
 fn both(len: u32) -> [Arc<dyn Source>; 2] {
     let source = MemorySource::in_groups(rows(len), 7);
     [Arc::new(source.clone()), Watched::new(source, true, None)]
@@ -119,7 +119,7 @@ fn a_rank_reads_about_its_own_region_of_the_shards_in_every_epoch() {
     let all: BTreeSet<usize> = read.iter().flatten().copied().collect();
     assert_eq!(all.len(), groups as usize);
     for groups_of_rank in &read {
-        // A quarter, and the groups around its edges.
+        // A quarter of the groups, and those around its edges.
         assert!(groups_of_rank.len() < 42, "{groups_of_rank:?}");
         let span = groups_of_rank.last().expect("some") - groups_of_rank.first().expect("some");
         assert!(span < 45, "{groups_of_rank:?}");
@@ -140,7 +140,7 @@ fn little_memory_changes_no_batch() {
     }
 }
 
-/// How many pairs of a batch's images share a row group, over what chance would give.
+/// Returns the number of pairs of a batch's images that share a row group, relative to chance.
 fn pairs_of_a_group(layout: &Layout, order: impl Fn(u64) -> BankRow, batch: u64) -> f64 {
     let mut group_of = vec![0; layout.rows()];
     for group in 0..layout.groups() {
@@ -170,7 +170,7 @@ fn a_window_mixes_row_groups_as_well_as_its_length_allows() {
     for (window, windows) in [(4_096, 49.0), (16_384, 13.0), (65_536, 4.0)] {
         let order = GroupedOrder::shuffled(1, 0, &layout, window);
         let pairs = pairs_of_a_group(&layout, |epoch_index| order.at(&layout, epoch_index), 256);
-        // As many times as chance as there are windows: within one, rows are mixed uniformly.
+        // Within a window rows are mixed uniformly, so the ratio to chance is the number of windows.
         assert!((pairs / windows - 1.0).abs() < 0.03, "{window}: {pairs}");
     }
 }

@@ -1,4 +1,4 @@
-//! Datasets on this machine, in an object store, and behind a cache: the same batches, checked bytes.
+//! Tests of datasets on this machine, in an object store, and behind a cache: the same batches, checked bytes.
 
 use tempfile::{TempDir, tempdir};
 
@@ -12,7 +12,7 @@ fn windowed() -> LoaderOptions {
     LoaderOptions { shuffle: WINDOWED, epochs: 3, ..options() }
 }
 
-/// The same dataset on this machine and in a store; 100 rows, groups of 5.
+/// Publishes the same dataset of 100 rows, in groups of 5, on this machine and in a store.
 fn both_places() -> (TempDir, [Location; 2]) {
     let dir = tempdir().expect("a folder");
     let places = [on_disk(dir.path()), Location::in_memory()];
@@ -34,7 +34,7 @@ fn cached(dataset: &Location, dir: &TempDir, bytes: u64) -> Arc<dyn Source> {
     open_split_cached(dataset, &manifest, "train", None, Some(cache)).expect("opened")
 }
 
-/// All batches, and the statistics at the end.
+/// Loads all batches, and returns the statistics at the end.
 fn measured(source: &Arc<dyn Source>, options: LoaderOptions) -> (Vec<Batch>, LoaderStats) {
     let mut loader = Loader::start(Arc::clone(source), Recipe::imagenet(16), options).expect("started");
     let all = loader.by_ref().collect::<Result<_, _>>().expect("batches");
@@ -125,8 +125,8 @@ fn a_small_cache_keeps_what_comes_soonest() {
         let (_, stats) = measured(&source, one_reader);
         stats.cache_hits as f64 / (stats.cache_hits + stats.cache_misses) as f64
     };
-    // Ten of 21 row groups fit, and the first epoch of forty finds none: 0.464, and no rule can do better, since
-    // each hit is of a row group that was kept over the end of an epoch. The least recently used gives 0.14.
+    // Ten of 21 row groups fit, and the first epoch of forty finds none: 0.464. No rule can do better, since
+    // each hit is of a row group kept over the end of an epoch. The least recently used gives 0.14.
     let hits = share(50);
     assert!((0.45..0.48).contains(&hits), "{hits}");
 }
@@ -209,7 +209,7 @@ fn a_damaged_image_is_left_out_and_no_other_or_its_row_group_where_groups_are_re
         let source = open(place);
         let options = LoaderOptions { on_corrupt: OnCorrupt::Skip, ..windowed() };
         let (left, stats) = measured(&source, options);
-        // One byte of one image: on this machine it is read and checked by itself.
+        // One byte of one image is damaged; on this machine each image is read and checked alone.
         let lost: u64 = if place.local_path().is_some() { 1 } else { 5 };
         assert_eq!(stats.corrupt, lost);
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.ids.len()).sum::<usize>();

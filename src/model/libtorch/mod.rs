@@ -1,9 +1,9 @@
-//! What tch does not expose of libtorch, by the C functions of `shim/`: operators over lists of tensors, counts of
-//! operators, copies beside the compute.
+//! Functions of libtorch that tch does not expose, through the C functions of `shim/`: operators over lists
+//! of tensors, operator counts, and asynchronous copies.
 //!
-//! On a GPU an operator over a list is a few launches, however many tensors there are; a copy does not stop the host
-//! while the GPU computes. The C++ side catches every exception and keeps no pointer that it is given
-//! (tensors are counted references there). A failure is a panic here, as of tch's own operators.
+//! On a GPU an operator over a list takes a few launches for any number of tensors, and a copy does not block
+//! the host while the GPU computes. The C++ side catches every exception and keeps no pointer that it is
+//! given (tensors are counted references there). A failure panics, as in tch's own operators.
 
 #![expect(
     unsafe_code,
@@ -80,10 +80,10 @@ fn done(code: i32) {
     }
 }
 
-/// Starts to count libtorch's operators in the whole process, from zero: on a GPU each is about one launch.
+/// Starts to count libtorch's operators in the whole process, from zero; on a GPU each is about one launch.
 ///
-/// Views and allocations are not counted. Of operators that call others, those others are; but an operator over a list
-/// of tensors is one, and so is adding a gradient to one that is there.
+/// Views and allocations are not counted. For operators that call others, those others count. But an operator
+/// over a list of tensors counts as one, and so does accumulating into an existing gradient.
 pub fn start_counting() {
     // SAFETY: takes nothing.
     done(unsafe { model_operators_start() });
@@ -95,17 +95,17 @@ pub fn stop_counting() {
     done(unsafe { model_operators_stop() });
 }
 
-/// The counts by name since the last call.
+/// Returns the counts by name since the last call.
 pub fn take_counts() -> Vec<(String, u64)> {
     let mut text = null_mut();
-    // SAFETY: the shim gives a string that ends with a zero byte, which is copied and freed once.
+    // SAFETY: the shim gives a string that ends with a zero byte; it is copied and freed once.
     let lines = unsafe {
         done(model_operators_take(&mut text));
         let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
         model_text_free(text);
         copy
     };
-    // A line for each name: number, space, name.
+    // One line per name: number, space, name.
     let count = |line: &str| {
         let (count, name) = line.split_once(' ')?;
         Some((name.to_owned(), count.parse().ok()?))
@@ -117,7 +117,7 @@ thread_local! {
     static WAITS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often this thread has waited for numbers of a device ([`PendingRead::finish`]) since the last call.
+/// Returns how often this thread waited for a device's numbers ([`PendingRead::finish`]) since the last call.
 pub fn take_waits() -> u64 {
     WAITS.take()
 }
@@ -130,25 +130,25 @@ fn pointer(tensor: Option<&Tensor>) -> *const C_tensor {
     tensor.map_or(null(), Tensor::as_ptr)
 }
 
-/// Forgets the gradients: a backward pass then writes them without adding to what was there.
+/// Drops the gradients, so that the next backward pass writes them without an addition.
 pub fn drop_gradients(parameters: &[Tensor]) {
     let parameters = pointers(parameters);
-    // SAFETY: as many valid tensors as are said.
+    // SAFETY: the list has this many valid tensors.
     done(unsafe { model_drop_gradients(parameters.as_ptr(), parameters.len()) });
 }
 
-/// Makes these tensors the gradients, without a copy.
+/// Sets these tensors as the gradients, without a copy.
 pub fn set_gradients(parameters: &[Tensor], gradients: &[Tensor]) {
     assert_eq!(parameters.len(), gradients.len(), "a gradient for each parameter");
     let (parameters, gradients) = (pointers(parameters), pointers(gradients));
-    // SAFETY: valid tensors, as many as are said in both lists.
+    // SAFETY: both lists have this many valid tensors.
     done(unsafe { model_set_gradients(parameters.as_ptr(), gradients.as_ptr(), parameters.len()) });
 }
 
-/// The Euclidean norm of all gradients together, a f64 scalar on their device; 0 where there is none.
+/// Returns the Euclidean norm of all gradients together, a f64 scalar on their device; 0 without gradients.
 pub fn gradient_norm(parameters: &[Tensor]) -> Tensor {
     let (parameters, mut norm) = (pointers(parameters), null_mut());
-    // SAFETY: as many valid tensors as are said; the shim gives a new tensor or null.
+    // SAFETY: the list has this many valid tensors; the shim gives a new tensor or null.
     let norm = unsafe {
         done(model_gradient_norm(parameters.as_ptr(), parameters.len(), &mut norm));
         (!norm.is_null()).then(|| Tensor::from_ptr(norm))
@@ -156,25 +156,25 @@ pub fn gradient_norm(parameters: &[Tensor]) -> Tensor {
     norm.unwrap_or_else(|| Tensor::from(0.0))
 }
 
-/// What parameters share in a step of an optimiser.
+/// Options of an optimiser's step that all parameters share.
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
-    /// The learning rate.
+    /// Learning rate.
     pub rate: f64,
-    /// How much of the weight is added to the gradient, or for [`adamw`] taken off the weight.
+    /// Factor of the weight that is added to the gradient, or for [`adamw`] subtracted from the weight.
     pub weight_decay: f64,
-    /// What the gradients are divided by, a f32 scalar on their device.
+    /// Divisor of the gradients, a f32 scalar on their device.
     pub scale: Option<&'a Tensor>,
 }
 
-/// A step of `torch.optim.SGD` in its fused form; without momentum the buffers stay as they are.
+/// Takes a step of the fused `torch.optim.SGD`; without momentum the buffers are unchanged.
 ///
 /// # Panics
 /// If a parameter has no gradient.
 pub fn sgd(parameters: &[Tensor], buffers: &[Tensor], momentum: f64, nesterov: bool, update: Update<'_>) {
     assert_eq!(parameters.len(), buffers.len(), "a buffer for each parameter");
     let (parameters, buffers) = (pointers(parameters), pointers(buffers));
-    // SAFETY: valid tensors, as many as are said in both lists.
+    // SAFETY: both lists have this many valid tensors.
     done(unsafe {
         model_fused_sgd(
             parameters.as_ptr(),
@@ -189,7 +189,7 @@ pub fn sgd(parameters: &[Tensor], buffers: &[Tensor], momentum: f64, nesterov: b
     });
 }
 
-/// A step of `torch.optim.AdamW` in its fused form. `step`: its number, from 1, as a f32 scalar on the
+/// Takes a step of the fused `torch.optim.AdamW`. `step`: its number, from 1, as a f32 scalar on the
 /// parameters' device.
 ///
 /// # Panics
@@ -203,7 +203,7 @@ pub fn adamw(
 ) {
     assert_eq!([means.len(), squares.len()], [parameters.len(); 2], "two buffers for each parameter");
     let (parameters, means, squares) = (pointers(parameters), pointers(means), pointers(squares));
-    // SAFETY: valid tensors, as many as are said in each list.
+    // SAFETY: each list has this many valid tensors.
     done(unsafe {
         model_fused_adamw(
             parameters.as_ptr(),
@@ -221,20 +221,20 @@ pub fn adamw(
     });
 }
 
-/// A step of LARS: SGD with momentum whose gradient is first scaled, for each tensor, by
-/// `trust * ‖weight‖ / ‖gradient + weight_decay * weight‖` where both norms are above 0. With `trust` 0 it is SGD with
-/// momentum. The gradients are used up. The scaling is a launch for each tensor.
+/// Takes a step of LARS: SGD with momentum whose gradient is first scaled, for each tensor, by `trust *
+/// ‖weight‖ / ‖gradient + weight_decay * weight‖` where both norms are above 0. With `trust` 0 it is SGD with
+/// momentum. Overwrites the gradients. The scaling takes a launch per tensor.
 ///
 /// # Panics
 /// If a parameter has no gradient.
 ///
 /// # Source
-/// You, Gitman and Ginsburg 2017, with the weight decay inside the norm and the learning rate outside the buffer, as in
-/// the official codes of SimSiam, Barlow Twins and DINO (`class LARS`).
+/// You, Gitman and Ginsburg 2017, with the weight decay inside the norm and the learning rate outside the
+/// buffer, as in the official code of SimSiam, Barlow Twins and DINO (`class LARS`).
 pub fn lars(parameters: &[Tensor], buffers: &[Tensor], momentum: f64, trust: f64, update: Update<'_>) {
     assert_eq!(parameters.len(), buffers.len(), "a buffer for each parameter");
     let (parameters, buffers) = (pointers(parameters), pointers(buffers));
-    // SAFETY: valid tensors, as many as are said in both lists.
+    // SAFETY: both lists have this many valid tensors.
     done(unsafe {
         model_lars(
             parameters.as_ptr(),
@@ -249,7 +249,7 @@ pub fn lars(parameters: &[Tensor], buffers: &[Tensor], momentum: f64, trust: f64
     });
 }
 
-/// The bytes on a CUDA device, copied beside what it computes.
+/// Copies the bytes to a CUDA device while it computes.
 fn upload(bytes: &[u8], device: usize) -> Tensor {
     let mut out = null_mut();
     // SAFETY: the shim reads this many bytes before it returns, and gives a new tensor.
@@ -264,7 +264,7 @@ fn upload(bytes: &[u8], device: usize) -> Tensor {
 /// # Shape
 /// `[bytes]` u8 on the CPU
 fn over_bytes(bytes: &[u8], with: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
-    // SAFETY: the tensor is dropped before the bytes can be; what is made of it is checked to be elsewhere.
+    // SAFETY: the tensor is dropped before the bytes can be; the result is checked not to share their memory.
     let view =
         unsafe { Tensor::from_blob(bytes.as_ptr(), &[bytes.len() as i64], &[1], Kind::Uint8, Device::Cpu) };
     let made = with(&view);
@@ -272,7 +272,7 @@ fn over_bytes(bytes: &[u8], with: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
     made
 }
 
-/// A moment in the queue of a CUDA device.
+/// Point in the queue of a CUDA device.
 #[derive(Debug)]
 struct Event(NonNull<c_void>);
 
@@ -297,16 +297,16 @@ impl Drop for Event {
     }
 }
 
-/// Numbers on their way from the device to the host.
+/// Numbers being copied from the device to the host.
 #[derive(Debug)]
 pub struct PendingRead {
     numbers: Tensor,
-    /// On CUDA.
+    /// Set on CUDA.
     arrived: Option<Event>,
 }
 
 impl PendingRead {
-    /// Begins to read.
+    /// Starts to read.
     ///
     /// # Shape
     /// `[numbers]` f64
@@ -330,7 +330,7 @@ impl PendingRead {
     }
 }
 
-/// Indices on a device.
+/// Uploads indices to a device.
 ///
 /// # Shape
 /// `[values]` int64
@@ -343,7 +343,7 @@ pub fn upload_indices(values: &[i64], device: Device) -> Tensor {
     }
 }
 
-/// Pixels on a device as f32.
+/// Uploads pixels to a device as f32.
 ///
 /// # Shape
 /// `[pixels]`
@@ -355,7 +355,7 @@ pub(super) fn upload_pixels(pixels: &[u8], device: Device) -> Tensor {
     }
 }
 
-/// Held by a test that counts: there is one counter for the process.
+/// Lock for tests that count, as the process has one counter.
 #[cfg(test)]
 pub(crate) static COUNTING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
@@ -365,7 +365,7 @@ mod tests {
 
     use super::*;
 
-    /// Other tests run beside this one and are counted too: names that nothing else uses.
+    /// Other tests run at the same time and are counted too, so these operators occur nowhere else.
     #[test]
     fn operators_count_by_name_and_views_do_not() {
         let _alone = COUNTING.lock();

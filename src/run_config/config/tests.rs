@@ -4,7 +4,7 @@ use super::*;
 use crate::run_config::{Arity, shown};
 
 options! {
-    /// A configuration with one option.
+    /// Configuration with one option.
     struct Dummy;
 
     Data {
@@ -129,7 +129,7 @@ fn an_option_that_the_run_did_not_know_has_its_former_default() {
     assert_eq!(TrainConfig { nesterov: true, ..begun }.incompatibilities(&earlier)[0].key, "nesterov");
 }
 
-/// Its flag is a switch, which can be left out but says nothing else.
+/// Its flag is a switch that can only turn it on.
 #[test]
 fn a_resume_without_cuda_graphs_has_none() {
     let begun = Value::Object(TrainConfig { cuda_graphs: true, ..TrainConfig::default() }.values());
@@ -188,7 +188,7 @@ fn ranks_may_differ_in_what_their_machines_have_and_in_nothing_else() {
     assert!(agreed.iter().all(|(key, _)| !machine.contains(key)));
 }
 
-/// With INSTDISC_UPDATE_OPTIONS=1 in the environment, the file is written instead.
+/// With INSTDISC_UPDATE_OPTIONS=1 in the environment, the test writes the file instead.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the page belongs to the sources")]
 fn the_page_of_the_options_is_up_to_date() {
@@ -204,7 +204,7 @@ fn the_page_of_the_options_is_up_to_date() {
     );
 }
 
-/// What a resume and other ranks may do.
+/// Returns the explanation of a scope, for the page.
 fn meaning(scope: Scope) -> &'static str {
     match scope {
         Scope::Identity => "the same on every rank and after every resume",

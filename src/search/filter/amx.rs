@@ -1,7 +1,7 @@
-//! The filter with AMX: products of 16 queries and 16 rows at a time.
+//! Filter with AMX: products of 16 queries and 16 rows at a time.
 //!
-//! Stable Rust has no intrinsics for AMX, so its instructions are written out. The registers' shape is a state of the
-//! thread; it is put back afterwards, as oneDNN, which shares threads with this code, expects it to stay.
+//! Stable Rust has no intrinsics for AMX, so this uses inline assembly. The registers' shape is state of the
+//! thread. It is restored afterwards, since oneDNN shares threads with this code and relies on its own.
 #![expect(unsafe_code, reason = "CPU instructions beyond the target's, behind run-time detection")]
 
 use std::arch::asm;
@@ -11,9 +11,9 @@ use super::{BLOCK_ROWS, Filter, Group, Passed, QUAD};
 use crate::search::bound::{AMX_GROUP, AMX_ROWS};
 use crate::simd::{Amx, Line};
 
-/// Quads of a register.
+/// Quads in a register.
 const REGISTER_QUADS: usize = Line::BYTES / QUAD;
-/// Rows of a block that one register holds.
+/// Rows of a block in one register.
 const REGISTER_ROWS: usize = BLOCK_ROWS / 2;
 
 /// [`Filter`] with AMX.
@@ -24,7 +24,7 @@ pub(super) fn filter_amx(_has: Amx, whole: Filter<'_>) {
     assert_eq!(tile.codes.len() * Line::BYTES, blocks * tile.quads * BLOCK_ROWS * QUAD);
     assert_eq!(tile.residual_norms.len(), blocks * BLOCK_ROWS);
     assert_eq!(group.codes.len() * Line::BYTES, tile.quads * QUAD * AMX_GROUP);
-    // SAFETY: the value says that the CPU has the instructions and the kernel allows them; the shapes were checked.
+    // SAFETY: the value proves that the CPU has the instructions and the kernel allows them; the shapes were checked.
     unsafe {
         let before = exchange_shape(&Line::registers());
         filter(whole);
@@ -33,7 +33,7 @@ pub(super) fn filter_amx(_has: Amx, whole: Filter<'_>) {
 }
 
 impl Line {
-    /// What `ldtilecfg` reads for eight registers of 16 rows of 64 bytes (Intel's manual, `LDTILECFG`).
+    /// Returns the input of `ldtilecfg` for eight registers of 16 rows of 64 bytes (Intel's manual, `LDTILECFG`).
     const fn registers() -> Self {
         const FIRST_WIDTH: usize = 16;
         const FIRST_HEIGHT: usize = 48;
@@ -49,13 +49,13 @@ impl Line {
     }
 }
 
-/// Sets the registers' shape; gives the one of before.
+/// Sets the registers' shape. Returns the previous one.
 ///
 /// # Safety
-/// The processor has AMX, and the kernel allows it.
+/// The processor must have AMX, and the kernel must allow it.
 unsafe fn exchange_shape(shape: &Line) -> Line {
     let mut before = Line::ZERO;
-    // SAFETY: both are lines of 64 bytes. Nobody else in this thread has values in the registers that are named.
+    // SAFETY: both are lines of 64 bytes. No other code in this thread has values in the named registers.
     unsafe {
         asm!(
             "sttilecfg [{before}]",
@@ -70,12 +70,12 @@ unsafe fn exchange_shape(shape: &Line) -> Line {
     before
 }
 
-/// `[AMX_GROUP, BLOCK_ROWS]`: what the filter compares with the thresholds, less the rows' part.
+/// `[AMX_GROUP, BLOCK_ROWS]`: the filter's results without the part of the rows.
 #[repr(C, align(64))]
 struct Sums([[i32; BLOCK_ROWS]; AMX_GROUP]);
 
 /// # Safety
-/// The shapes are those that [`filter_amx`] checks, and the registers' is that of [`Line::registers`].
+/// The shapes must be those that [`filter_amx`] checks, and the registers' that of [`Line::registers`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn filter(Filter { tile, group, thresholds, found }: Filter<'_>) {
     let reach = _mm512_set1_ps(group.reach);
@@ -89,8 +89,7 @@ unsafe fn filter(Filter { tile, group, thresholds, found }: Filter<'_>) {
             [norms, norms.add(REGISTER_ROWS)]
                 .map(|norms| _mm512_cvttps_epi32(_mm512_mul_ps(reach, _mm512_loadu_ps(norms))))
         };
-        // Without a branch for each query: the processor would guess wrong which of them pass, and throw away the
-        // products that are under way.
+        // No branch for each query: the processor would mispredict which queries pass, and discard products in flight.
         let mut passed = [Passed::default(); AMX_GROUP];
         let mut count = 0;
         for (query, (sums, least)) in sums.0.iter().zip(thresholds).enumerate() {
@@ -108,11 +107,11 @@ unsafe fn filter(Filter { tile, group, thresholds, found }: Filter<'_>) {
     }
 }
 
-/// The products of all queries of a group with the rows of a block: registers 0 to 3 add them up, 4 and 5 hold
-/// queries, 6 and 7 rows.
+/// Multiplies all queries of a group with the rows of a block: registers 0 to 3 accumulate, 4 and 5 hold
+/// queries, 6 and 7 hold rows.
 ///
 /// # Safety
-/// As for [`filter`]; `codes` are those of a block.
+/// As for [`filter`]; `codes` must be those of a block.
 #[inline(always)]
 unsafe fn multiply(group: &Group, codes: *const u8, quads: usize, sums: &mut Sums) {
     const {
@@ -121,9 +120,9 @@ unsafe fn multiply(group: &Group, codes: *const u8, quads: usize, sums: &mut Sum
             "the distances in the code below"
         );
     }
-    // SAFETY: each turn reads a register for each half of the queries, `[AMX_ROWS, Line::BYTES]`, and one for each half
-    // of the rows, `[REGISTER_QUADS, REGISTER_ROWS, QUAD]`, of which there are `quads / REGISTER_QUADS`; what is
-    // written is `sums` whole.
+    // SAFETY: each turn reads a register for each half of the queries, `[AMX_ROWS, Line::BYTES]`, and for
+    // each half of the rows, `[REGISTER_QUADS, REGISTER_ROWS, QUAD]`. There are `quads / REGISTER_QUADS` of
+    // these. The whole of `sums` is written.
     unsafe {
         asm!(
             "tilezero tmm0",

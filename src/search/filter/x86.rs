@@ -1,4 +1,4 @@
-//! The filter with AVX2 and with AVX-512 VNNI.
+//! Filters with AVX2 and with AVX-512 VNNI.
 #![expect(unsafe_code, reason = "CPU instructions beyond the target's, behind run-time detection")]
 
 use std::arch::x86_64::*;
@@ -6,24 +6,24 @@ use std::arch::x86_64::*;
 use super::{BLOCK_ROWS, Filter, GROUP, QUAD, push};
 use crate::simd::{Line, V3, Vnni};
 
-/// Bytes of a quad of one block.
+/// Bytes of a quad in one block.
 const STRIDE: usize = BLOCK_ROWS * QUAD;
 
 /// [`Filter`] with AVX2.
 pub(super) fn filter_v3(_has: V3, filter: Filter<'_>) {
     check(&filter);
-    // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
+    // SAFETY: the value proves that the CPU has the instructions; the shapes were checked.
     unsafe { filter_avx2(filter) }
 }
 
 /// [`Filter`] with AVX-512.
 pub(super) fn filter_vnni(_has: Vnni, filter: Filter<'_>) {
     check(&filter);
-    // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
+    // SAFETY: the value proves that the CPU has the instructions; the shapes were checked.
     unsafe { filter_avx512(filter) }
 }
 
-/// The shapes on which the loads below rely.
+/// Checks the shapes that the loads below rely on.
 fn check(Filter { tile, group, .. }: &Filter<'_>) {
     let blocks = tile.rows.div_ceil(BLOCK_ROWS);
     assert_eq!(tile.codes.len() * Line::BYTES, blocks * tile.quads * STRIDE);
@@ -32,7 +32,7 @@ fn check(Filter { tile, group, .. }: &Filter<'_>) {
 }
 
 /// # Safety
-/// The shapes are those of [`check`].
+/// The shapes must be those of [`check`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn filter_avx512(filter: Filter<'_>) {
     let Filter { tile, group, thresholds, found } = filter;
@@ -76,11 +76,11 @@ unsafe fn filter_avx512(filter: Filter<'_>) {
     }
 }
 
-/// Queries that the AVX2 filter takes at a time: with four registers of rows for each they fill its sixteen.
+/// Queries that the AVX2 filter processes at a time: with four registers of rows each they fill its sixteen.
 const PAIR: usize = 2;
 
 /// # Safety
-/// The shapes are those of [`check`].
+/// The shapes must be those of [`check`].
 #[target_feature(enable = "avx2,fma")]
 unsafe fn filter_avx2(filter: Filter<'_>) {
     let Filter { tile, group, thresholds, found } = filter;

@@ -1,6 +1,6 @@
 //! Counts this process's requests to object stores, and their faults.
 //!
-//! [`Counted`] decorates the HTTP client, below the retries of object_store and of `retried`: each attempt counts.
+//! [`Counted`] decorates the HTTP client, below the retries of object_store and of `retried`: it counts each attempt.
 
 use std::cell::Cell;
 use std::fmt;
@@ -21,12 +21,12 @@ tokio::task_local! {
     static FAILED_TRIES: Cell<usize>;
 }
 
-/// Runs an operation, whose failed requests [`failed_tries`] counts.
+/// Runs an operation whose failed requests [`failed_tries`] counts.
 pub(super) async fn operation<F: Future>(operation: F) -> F::Output {
     FAILED_TRIES.scope(Cell::new(0), operation).await
 }
 
-/// The failed requests of the current operation, including those that object_store repeats.
+/// Returns the number of failed requests of the current operation, including those that object_store repeats.
 pub(super) fn failed_tries() -> usize {
     FAILED_TRIES.try_with(Cell::get).unwrap_or(0)
 }
@@ -41,10 +41,10 @@ fn count_fault(add: impl FnOnce(&mut Traffic)) {
     let _ = FAILED_TRIES.try_with(|tries| tries.set(tries.get() + 1));
 }
 
-/// The status with which a store asks for patience.
+/// Status 429, by which a store asks its client to slow down.
 const TOO_MANY_REQUESTS: u16 = 429;
 
-/// The requests of this process to object stores so far; every attempt counts.
+/// Requests of this process to object stores so far, counting every attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// GET requests: reads and lists.
@@ -55,7 +55,7 @@ pub struct Traffic {
     pub other: u64,
     /// Bytes of bodies received.
     pub received: u64,
-    /// Answers 5xx and 429.
+    /// Answers with status 5xx or 429.
     pub refused: u64,
     /// Requests without an answer: no connection, a reset, a time-out.
     pub broken: u64,
@@ -64,17 +64,17 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// The counts so far.
+    /// Returns the counts of this process so far.
     pub fn of_this_process() -> Self {
         *TOTAL.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All requests.
+    /// Returns the number of all requests.
     pub fn requests(&self) -> u64 {
         self.get + self.put + self.other
     }
 
-    /// Faults of all kinds, each of which needs another attempt.
+    /// Returns the number of faults of all kinds, each of which needs another attempt.
     pub fn faults(&self) -> u64 {
         self.refused + self.broken + self.cut
     }
@@ -105,7 +105,7 @@ pub(super) struct CountedConnector;
 
 impl HttpConnector for CountedConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        // The provider of the whole process; one that is installed already stays.
+        // Crypto provider of the whole process; an installed one is kept.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(HttpClient::new(Counted(ReqwestConnector::default().connect(options)?)))
     }

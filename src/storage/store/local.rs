@@ -1,11 +1,11 @@
-//! The file system of this machine, where object_store's needs help.
+//! The file system of this machine, with workarounds for object_store's local store.
 //!
 //! object_store stages a file and links it to its name, which fails where a file of that name exists. On a file system
-//! without hard links, such as SMB's and many of FUSE, [`Local`] renames the staged file in a way that fails likewise.
-//! Where the file system does not know that either, an empty file claims the name, and the staged one is renamed over
-//! it. A kill between these two steps leaves the empty file, which is reported as damaged.
+//! without hard links, such as SMB and many FUSE ones, [`Local`] renames the staged file without replacing another.
+//! Where the file system does not support that either, an empty file claims the name, and the staged one is renamed
+//! over it. A kill between these two steps leaves the empty file, which is reported as damaged.
 //!
-//! object_store leaves a staged upload behind where the last step fails, as on a full disk; [`StagedUpload`] does not.
+//! object_store leaves a staged upload behind if the last step fails, as on a full disk; [`StagedUpload`] removes it.
 
 use std::fmt;
 use std::fs::File;
@@ -29,10 +29,10 @@ use rustix::io::Errno;
 use super::io_causes;
 use super::retried::random_bits;
 
-/// How often a folder that vanishes is made again.
+/// Number of attempts to create a folder that vanishes.
 const TRIES: usize = 10;
 
-/// The local file system; what is written is durable.
+/// The local file system; writes are durable.
 #[derive(Debug)]
 pub(super) struct Local(LocalFileSystem);
 
@@ -93,7 +93,7 @@ impl ObjectStore for Local {
     }
 }
 
-/// Runs calls of the file system on a thread that may block.
+/// Runs blocking calls of the file system on a thread for them.
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(call).await? {
         Ok(done) => Ok(done),
@@ -104,18 +104,18 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send
     }
 }
 
-/// A staged file, removed where it is dropped before it is published.
+/// A staged file, removed when it is dropped before it is published.
 #[derive(Debug)]
 struct Staged {
     file: File,
-    /// Named as object_store names what it stages, so that both are tidied up alike.
+    /// Path of the staged file, named as object_store does, so that one clean-up serves both.
     staged: PathBuf,
     path: PathBuf,
     is_published: bool,
 }
 
 impl Staged {
-    /// Makes an empty file beside the path, and the folders above it.
+    /// Creates an empty file beside the path, and the folders above it.
     fn start(path: PathBuf) -> io::Result<Self> {
         let mut staged = path.as_os_str().to_owned();
         staged.push(format!("#{}", random_bits()));
@@ -124,7 +124,7 @@ impl Staged {
         loop {
             let folder = path.parent().map_or(Ok(()), create_folders);
             match folder.and_then(|()| create_new(&staged)) {
-                // A job that ended removed the folder just now.
+                // A job that ended has just removed the folder.
                 Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => tries += 1,
                 Err(error) => return Err(error),
                 Ok(file) => return Ok(Self { file, staged, path, is_published: false }),
@@ -132,7 +132,7 @@ impl Staged {
         }
     }
 
-    /// Gives the file its name; durable when this returns.
+    /// Gives the file its final name; durable when this returns.
     fn publish(&mut self, rename: impl FnOnce(&LocalPath, &LocalPath) -> io::Result<()>) -> io::Result<()> {
         self.file.sync_all()?;
         rename(&self.staged, &self.path)?;
@@ -144,13 +144,13 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         if !self.is_published {
-            // The first error counts; what is left is removed when the job is resumed.
+            // The first error counts; a resumed job removes leftovers.
             let _ = std::fs::remove_file(&self.staged);
         }
     }
 }
 
-/// An upload as a staged file; nothing is left where it fails or is dropped.
+/// An upload as a staged file; a failed or dropped one leaves nothing.
 #[derive(Debug)]
 struct StagedUpload {
     /// `None` once published or aborted.
@@ -199,19 +199,19 @@ impl MultipartUpload for StagedUpload {
     }
 }
 
-/// Whether an error says that the file system has no hard links.
+/// Returns whether an error says that the file system has no hard links.
 fn has_no_links(error: &Error) -> bool {
     io_causes(error).any(is_unsupported)
 }
 
-/// Whether an error says that the file system does not know an operation.
+/// Returns whether an error says that the file system does not support an operation.
 fn is_unsupported(error: &io::Error) -> bool {
     let unsupported =
         [Errno::PERM, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::MLINK];
     error.raw_os_error().is_some_and(|code| unsupported.iter().any(|known| known.raw_os_error() == code))
 }
 
-/// Renames a file, unless one of the new name exists.
+/// A function that renames a file unless one of the new name exists.
 type RenameNew = fn(&LocalPath, &LocalPath) -> io::Result<()>;
 
 fn rename_new(from: &LocalPath, to: &LocalPath) -> io::Result<()> {
@@ -228,7 +228,7 @@ fn create_by(path: &LocalPath, contents: &[u8], rename_new: RenameNew) -> io::Re
         let mut staged = Staged::start(path.to_owned())?;
         staged.file.write_all(contents)?;
         match staged.publish(|from, to| rename_or_claim(from, to, rename_new)) {
-            // A job that ended removed the folder, with what was staged there, just now.
+            // A job that ended has just removed the folder and the files staged there.
             Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => tries += 1,
             done => return done,
         }
@@ -240,7 +240,7 @@ fn rename_or_claim(from: &LocalPath, to: &LocalPath, rename_new: RenameNew) -> i
         Err(error) if is_unsupported(&error) => {
             drop(create_new(to)?);
             std::fs::rename(from, to).inspect_err(|_| {
-                // The claim alone is worth nothing.
+                // The empty file that claims the name is useless alone.
                 let _ = std::fs::remove_file(to);
             })
         }
@@ -248,7 +248,7 @@ fn rename_or_claim(from: &LocalPath, to: &LocalPath, rename_new: RenameNew) -> i
     }
 }
 
-/// Makes a folder and those above it, durable.
+/// Creates a folder and those above it, durably.
 fn create_folders(folder: &LocalPath) -> io::Result<()> {
     let Some(above) = folder.parent().filter(|_| !folder.is_dir()) else { return Ok(()) };
     create_folders(above)?;
@@ -260,7 +260,7 @@ fn create_folders(folder: &LocalPath) -> io::Result<()> {
 
 fn sync_folder(folder: &LocalPath) -> io::Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
-        // Some file systems sync no folders.
+        // Some file systems cannot sync folders.
         Err(error) if !is_unsupported(&error) && error.kind() != ErrorKind::PermissionDenied => Err(error),
         _ => Ok(()),
     }

@@ -8,16 +8,16 @@ use std::error::Error as StdError;
 
 use crate::failure::chain;
 
-/// Environment variables of these families hold settings of stores.
+/// Prefixes of the environment variables with settings of stores.
 const FAMILIES: [&str; 4] = ["AWS_", "AZURE_", "GOOGLE_", "GCP_"];
-/// Shorter values are not replaced: they would blot out plain words.
+/// Minimum length of a replaced value; shorter ones could be parts of plain words.
 const SHORTEST: usize = 8;
 
-/// Values that no error shows.
+/// Values that no error may show.
 pub(super) struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// The secrets of the environment, and `more`.
+    /// Collects the secrets of the environment, and `more`.
     pub(super) fn new(more: impl IntoIterator<Item = String>) -> Self {
         let of_stores = |name: &str| FAMILIES.iter().any(|family| name.starts_with(family));
         let environment = variables().filter(|(name, _)| of_stores(name) && is_secret(name));
@@ -30,13 +30,13 @@ impl Secrets {
     }
 }
 
-/// The environment's variables, but for those that are not text: no setting of a store is one.
+/// Returns the environment variables that are valid text; no setting of a store is anything else.
 pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// Whether the setting of this name holds a secret.
+/// Returns whether the setting of this name holds a secret.
 pub(super) fn is_secret(name: &str) -> bool {
     let name = name.to_lowercase();
     let marks = [
@@ -50,13 +50,13 @@ pub(super) fn is_secret(name: &str) -> bool {
         "encryption_key",
         "sas",
     ];
-    // These name a file, an address or a key.
+    // Names of files, addresses and key ids.
     let public =
         ["_file", "_uri", "_url", "_path", "access_key_id"].iter().any(|ending| name.ends_with(ending));
     !public && marks.iter().any(|mark| name.contains(mark))
 }
 
-/// An error and its causes on one line, without the store's answer except its code and message.
+/// Describes an error and its causes on one line, with only code and message of the store's answer.
 pub(super) fn one_line(error: &(dyn StdError + 'static)) -> String {
     without_answer(&chain(error))
 }

@@ -31,26 +31,26 @@ use super::{
     is_lost, is_outage,
 };
 
-/// The first pause; each further one is about twice as long.
+/// First pause; each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The time for each request after an operation was given up: the job ends and tidies up, and must not spend the
-/// whole time of retries on each step.
+/// Time limit of each request after an operation was given up: the job ends and cleans up, and must not spend the full
+/// retry time on each step.
 const LAST_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
-/// Operations by name, as errors show them.
+/// Names of operations in error messages.
 const READ: &str = "read";
 const LOOK_UP: &str = "look up";
 const LIST: &str = "list";
 const WRITE: &str = "write";
 const DELETE: &str = "delete";
 
-/// Bits that differ from call to call and from process to process.
+/// Returns bits that differ from call to call and from process to process.
 pub(super) fn random_bits() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// A pause after the given number of attempts, random so that processes do not return at the same moment.
+/// Returns the pause after a number of attempts; random, so that processes do not return at the same moment.
 fn pause(attempts: usize) -> Duration {
     let full = FIRST_PAUSE.saturating_mul(1 << attempts.min(10) as u32).min(LONGEST_PAUSE);
     let part = (random_bits() >> 11) as f64 / (1_u64 << 53) as f64;
@@ -61,7 +61,7 @@ fn pause(attempts: usize) -> Duration {
 pub(super) struct Attempts {
     limits: RetryLimits,
     started: Instant,
-    /// When the last attempt began.
+    /// Start of the last attempt.
     last: Instant,
     made: usize,
 }
@@ -72,7 +72,7 @@ impl Attempts {
         Self { limits, started: now, last: now, made: 1 }
     }
 
-    /// Waits before another attempt; `false` where the limits allow none.
+    /// Waits before another attempt; returns `false` where the limits allow none.
     pub(super) async fn again(&mut self) -> bool {
         if self.tries() > self.limits.tries || self.are_over() {
             return false;
@@ -92,15 +92,15 @@ impl Attempts {
         self.last.elapsed() >= SIGNATURE_LIFE
     }
 
-    /// Failed tries, including those within an attempt.
+    /// Returns the number of failed tries, including those within an attempt.
     fn tries(&self) -> usize {
         failed_tries().max(self.made)
     }
 
-    /// Adds the number of tries to an error, where it is more than one.
+    /// Adds the number of tries to an error, if there were several.
     pub(super) fn explain(&self, error: Error) -> Error {
         let tries = self.tries();
-        // Whether an object exists is an answer after any number of tries.
+        // Whether an object exists is a valid answer after any number of tries.
         if tries == 1 || !matches!(error, Error::Generic { .. }) {
             return error;
         }
@@ -183,7 +183,7 @@ impl Store {
         self.attempt_once(WRITE, key, putting(key, payload, options)).await
     }
 
-    /// Runs an operation that may run twice, and repeats it where it was lost.
+    /// Runs an operation that may run twice, and repeats it if a request was lost.
     async fn attempt<T, F>(
         &self,
         name: &'static str,
@@ -217,7 +217,7 @@ impl Store {
         tokio::time::timeout(LAST_PATIENCE, attempts).await.unwrap_or_else(|_| Err(failed(CutShort)))
     }
 
-    /// Runs an operation, again only where it was refused and there are new credentials.
+    /// Runs an operation, and repeats it only if it was refused and there are new credentials.
     async fn attempt_once<T, F>(
         &self,
         name: &'static str,
@@ -248,11 +248,11 @@ impl Store {
         }
     }
 
-    /// Asks a list for the reason of a failed look-up (HEAD), whose answer has a status and no text: an absent bucket
-    /// or refused credentials.
+    /// Finds the reason of a failed look-up (HEAD) with a list request, since the answer to a HEAD has a status but no
+    /// text: an absent bucket or refused credentials.
     async fn explain_look_up(&self, store: &dyn ObjectStore, key: &Path, error: Error) -> Error {
         let is_absent = matches!(error, Error::NotFound { .. });
-        // What was listed or read before is in a bucket.
+        // A bucket from which something was listed or read exists.
         let is_known = is_absent && [LIST, READ].iter().any(|name| self.health.has_worked(Some(name)));
         if is_known || !(is_absent || is_bare_refusal(&error)) {
             return error;
@@ -282,7 +282,7 @@ fn putting<'a>(
     }
 }
 
-/// Reads the body, so that a broken one fails the attempt.
+/// Reads the whole body, so that a broken one fails the attempt.
 async fn read_whole(mut got: GetResult) -> Result<GetResult> {
     let (meta, range) = (got.meta.clone(), got.range.clone());
     let (attributes, extensions) = (std::mem::take(&mut got.attributes), std::mem::take(&mut got.extensions));
@@ -322,7 +322,7 @@ impl ObjectStore for Store {
     }
 
     async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
-        // A bucket itself is not a file; some stores answer with a list of it.
+        // A bucket itself is not a file; some stores answer such a read with a list.
         if key.as_ref().is_empty() {
             return Err(Error::NotFound { path: String::new(), source: "a bucket is not a file".into() });
         }
@@ -351,7 +351,7 @@ impl ObjectStore for Store {
         keys.and_then(delete).boxed()
     }
 
-    /// All that a list gives, as one attempt.
+    /// Collects a whole list as one attempt.
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (this, prefix) = (self.clone(), prefix.cloned());
         let listed = async move {
@@ -389,7 +389,7 @@ impl MultipartUpload for RetriedUpload {
         let (part, health) = (self.upload.put_part(data), Arc::clone(&self.store.health));
         Box::pin(async move {
             let put = part.await;
-            // [`PartRetries`] has used all the time.
+            // [`PartRetries`] has used up the time.
             if put.as_ref().is_err_and(is_outage) {
                 health.note_answers(false);
             }
@@ -427,14 +427,14 @@ impl MultipartUpload for RetriedUpload {
     }
 }
 
-/// Repeats a part of an upload, with a new signature.
+/// Repeats a part of an upload with a new signature.
 #[derive(Debug)]
 struct PartRetries(RetryLimits);
 
 #[async_trait]
 impl RetryPolicy for PartRetries {
     async fn retry(&self, context: RetryContext) -> bool {
-        // Other failures were retried within the attempt, while its signature lived.
+        // Other failures were retried within the attempt, while its signature was valid.
         let lost = RetryFailure::Transport(HttpErrorKind::Unknown);
         let cut = RetryFailure::Transport(HttpErrorKind::Decode);
         let outlived_signature = context.elapsed >= SIGNATURE_LIFE * context.attempt as u32;
@@ -496,7 +496,7 @@ mod tests {
         assert!(!store.health.is_gone());
     }
 
-    /// A server that answers each request with 503.
+    /// Starts a server that answers each request with 503.
     fn refusing_server() -> String {
         use std::io::{BufRead, BufReader, Write};
 
@@ -537,7 +537,7 @@ mod tests {
         assert!(given_up(&|store| {
             block_on(store.put_multipart_opts(&key, PutMultipartOptions::default())).expect_err("503");
         }));
-        // A part, and the last step, of an upload that was begun before.
+        // A part and the last step of an upload that was started before.
         for finish in [false, true] {
             assert!(given_up(&|store| {
                 let asked = block_on(store.provider.current().0.get_opts(&key, GetOptions::default()));

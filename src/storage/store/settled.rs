@@ -14,13 +14,13 @@ use object_store::{
 use super::retried::{Attempts, Store, random_bits};
 use super::{is_lost, is_outage};
 
-/// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
+/// Attribute that names the file's writer; letters only, since Azure requires a C# identifier.
 const WRITER: &str = "instdiscwriter";
 
-/// The operation of the error [`Error::NotImplemented`] of a store without conditional creates.
+/// Operation that [`Error::NotImplemented`] names for a store without conditional creates.
 pub(crate) const CONDITIONAL_CREATE: &str = "conditional create";
 
-/// An id that no other write of any process has.
+/// Returns an id that is unique to one write of one process.
 pub(crate) fn writer_id() -> String {
     format!("{:016x}{:016x}", random_bits(), random_bits())
 }
@@ -29,7 +29,7 @@ pub(super) fn attributes(writer: &str) -> Attributes {
     Attributes::from_iter([(Attribute::Metadata(WRITER.into()), writer.to_owned())])
 }
 
-/// The writer that the attributes of a file name.
+/// Returns the writer that a file's attributes name.
 pub(super) fn writer(attributes: &Attributes) -> Option<&str> {
     attributes.get(&Attribute::Metadata(WRITER.into())).map(AsRef::as_ref)
 }
@@ -38,7 +38,7 @@ pub(super) fn look_up() -> GetOptions {
     GetOptions::new().with_head(true)
 }
 
-/// Who wrote a file.
+/// Writer of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     Nobody,
@@ -47,7 +47,7 @@ enum Owner {
 }
 
 impl Store {
-    /// Creates a file where other processes may, too.
+    /// Creates a file where other processes may create it, too.
     pub(super) async fn create(
         &self,
         key: &Path,
@@ -66,7 +66,7 @@ impl Store {
                 }
                 settled => return settled,
             };
-            // Where the time is over, the look-up must not take it once more.
+            // Once the time is over, the look-up must not take the full time again.
             self.health.note_answers(!(is_lost(&error) && attempts.are_over()));
             match self.owner(key, &writer, &payload).await? {
                 Owner::Us => {
@@ -106,7 +106,7 @@ impl Store {
         if let Some(writer) = writer(&found.attributes) {
             return Ok(of(writer == ours));
         }
-        // A store without attributes: equal contents are as good as our own.
+        // For a store without attributes, equal contents are as good as our own file.
         match self.get(key).await {
             Ok(there) => Ok(of(there.bytes().await? == Bytes::from(payload.clone()))),
             Err(Error::NotFound { .. }) => Ok(Owner::Nobody),
@@ -114,10 +114,10 @@ impl Store {
         }
     }
 
-    /// Makes sure, once, that the store refuses to create a file twice.
+    /// Checks, once, that the store refuses to create a file twice.
     ///
     /// # Errors
-    /// [`Error::NotImplemented`] of [`CONDITIONAL_CREATE`] where it overwrites; else if a request fails.
+    /// [`Error::NotImplemented`] of [`CONDITIONAL_CREATE`] where the store overwrites; else if a request fails.
     pub(super) async fn require_creates(&self, key: &Path) -> Result<()> {
         if self.creates.get().is_some() {
             return Ok(());
@@ -136,7 +136,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a file that exists can be created again.
+    /// Returns whether the store creates a file that already exists.
     async fn creates_again(&self, key: &Path) -> Result<bool> {
         let mut attempts = Attempts::new(self.limits);
         loop {
@@ -180,16 +180,16 @@ mod tests {
     use crate::failure::Failure;
     use crate::storage::{Location, PublishMode, RetryLimits, StorageError, StorageOptions, Upload};
 
-    /// A store with the vices of some.
+    /// A store with faults of real stores.
     #[derive(Debug, Default)]
     struct Vicious {
         inner: InMemory,
         /// A create overwrites.
         overwrites: bool,
-        /// Every other answer to a create, and each to the end of an upload, is lost after the store acted.
+        /// Every other answer to a create, and every answer to the end of an upload, is lost after the store acted.
         loses: bool,
         lose_now: AtomicBool,
-        /// No attributes are kept.
+        /// Attributes are dropped.
         forgets: bool,
     }
 
@@ -293,7 +293,7 @@ mod tests {
         let folder = losing(false);
         for round in 0..10 {
             let file = folder.join(&format!("file-{round}"));
-            // The same contents from all: the writer's id alone tells them apart.
+            // Equal contents from all writers: only the writer's id distinguishes them.
             let create = |_| file.publish("claim", PublishMode::Create);
             let results: Vec<_> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..8).map(|number| scope.spawn(move || create(number))).collect();

@@ -1,4 +1,4 @@
-//! A run's checkpoints: how its state becomes one, and comes back from one.
+//! Saving a run's state as a checkpoint, and loading it from one.
 
 pub(super) mod resume;
 pub(super) mod sharded;
@@ -14,21 +14,21 @@ use crate::run_config::{ShuffleKind, TrainConfig};
 use crate::storage::{Location, PublishMode};
 use crate::train::{TrainError, TrainJob};
 
-/// What a checkpoint says of the data it was trained on.
+/// Identity of the training data, stored in each checkpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct DataIdentity {
-    /// Where the dataset is, for errors.
+    /// Location of the dataset, for errors.
     pub dataset: String,
     pub trained_on: TrainedOn,
     pub classes: Vec<String>,
     pub ids: Vec<InstanceId>,
     pub labels: Vec<Option<ClassId>>,
-    /// The digest of which rows are in which row group, where the order of the images depends on it.
+    /// Digest of the row groups' contents; set only where the order of the images depends on them.
     pub layout: Option<String>,
 }
 
 impl DataIdentity {
-    /// What a job trains on.
+    /// Returns the identity of a job's training data.
     pub(crate) fn of(job: &TrainJob, manifest: &Manifest, source: &dyn Source) -> Result<Self, TrainError> {
         let config = &job.config;
         Ok(Self {
@@ -46,7 +46,7 @@ impl DataIdentity {
     }
 }
 
-/// Publishes the configuration of a run that begins.
+/// Publishes the configuration of a new run.
 pub(crate) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
     let text = toml::to_string(config).expect("a configuration is plain data");
     Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)

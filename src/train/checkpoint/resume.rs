@@ -17,24 +17,24 @@ use crate::storage::{Location, Lock};
 use crate::train::TrainError;
 use crate::train::optim::Optimizer;
 
-/// The key under which rank 0 says from where the run goes on.
+/// Key of the store under which rank 0 publishes the step to resume from.
 const FOUND: &str = "found";
 
-/// Rows of a bank that are read at a time: 32 MiB at 128 numbers a row.
+/// Bank rows per read: 32 MiB at 128 numbers a row.
 const ROWS_OF_A_READ: usize = 1 << 16;
 
-/// What a call finds.
+/// State of the run's folder at the start of a call.
 #[derive(Debug)]
 pub(crate) struct Start {
-    /// Rank 0's.
+    /// Lock of the run; rank 0 only.
     pub lock: Option<Lock>,
-    /// The checkpoint from which the run goes on.
+    /// Checkpoint to resume from.
     pub found: Option<Checkpoint>,
 }
 
 impl Start {
-    /// Rank 0 takes the run's lock, looks for the newest checkpoint that is whole and removes what is not; the
-    /// others take its word.
+    /// Looks for a checkpoint. Rank 0 locks the run, finds the newest complete checkpoint and removes
+    /// incomplete ones; the other ranks open the one that rank 0 names.
     ///
     /// # Errors
     /// If another job has the lock, no checkpoint is whole, or the store fails.
@@ -65,10 +65,10 @@ impl Start {
     }
 }
 
-/// Whether all processes are of one run.
+/// Checks that all processes run the same program, dataset, kind of device and options.
 ///
 /// # Errors
-/// What differs, and on which rank.
+/// If one differs, with the rank.
 pub(crate) fn agree(
     group: &ProcessGroup,
     config: &TrainConfig,
@@ -87,7 +87,7 @@ pub(crate) fn agree(
     Ok(())
 }
 
-/// What program this is: its version, and the digest of its file where that can be read.
+/// Returns the program's version, and the digest of its executable where that can be read.
 fn program() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let digest = std::env::current_exe().and_then(std::fs::File::open).and_then(|file| {
@@ -97,10 +97,10 @@ fn program() -> String {
     digest.map_or_else(|_| version.to_owned(), |digest| format!("{version} ({})", &digest[..16]))
 }
 
-/// The state of a checkpoint from which a run can go on; `other` tells what else differs.
+/// Returns the state of a checkpoint that this run may resume; `other` returns further differences.
 ///
 /// # Errors
-/// If it is of another dataset or configuration, or damaged.
+/// If the checkpoint has another dataset or configuration, or is damaged.
 pub(crate) fn compatible_state(
     from: &Checkpoint,
     config: &TrainConfig,
@@ -111,7 +111,7 @@ pub(crate) fn compatible_state(
     let checkpoint = from.folder().to_string();
     let state = from.state()?;
     let mut differences = config.incompatibilities(&state.config);
-    // Of one dataset another split is another option.
+    // With the same dataset, another split counts as an option that differs.
     let is_other_split = before.dataset_digest == now.dataset_digest && !differences.is_empty();
     if before.split_digest != now.split_digest && !is_other_split {
         let (before, now) = (before.dataset_digest.clone(), now.dataset_digest.clone());
@@ -130,7 +130,7 @@ pub(crate) fn compatible_state(
     Ok(state)
 }
 
-/// Puts the weights and the optimiser's buffers in place.
+/// Loads the weights and the optimiser's buffers.
 pub(crate) fn load_learned(
     from: &Checkpoint,
     state: &TrainState,
@@ -142,10 +142,10 @@ pub(crate) fn load_learned(
     Ok(optimizer.load(&NamedTensors::from_bytes(&from.read(OPTIMIZER)?)?, steps)?)
 }
 
-/// The rows of a checkpoint's bank that a process owns.
+/// Loads the rows of a checkpoint's bank that this process owns.
 ///
 /// # Errors
-/// If the bank is of other images, or cannot be read.
+/// If the bank has other images, or cannot be read.
 pub(crate) fn load_bank(
     from: &Checkpoint,
     data: &DataIdentity,
@@ -162,7 +162,7 @@ pub(crate) fn load_bank(
     for range in table.ranges(ROWS_OF_A_READ) {
         let wanted = range.start.max(owned.start)..range.end.min(owned.end);
         if !wanted.is_empty() {
-            // The vectors come while the steps are waited for.
+            // Reads the vectors while waiting for the steps.
             let vectors = table.start_read(range);
             updated_step.extend(table.updated_steps(wanted.clone())?);
             rows.extend_from_slice(&vectors.finish()?.rows(wanted)?);
@@ -171,13 +171,13 @@ pub(crate) fn load_bank(
     Ok(MemoryBank::from_rows(&rows, dim, updated_step, device).part_of(owned.start, data.ids.len()))
 }
 
-/// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed:
-/// they would count as newer than what the run saves next. Only for the one process that writes to the run.
+/// Returns the newest checkpoint that is complete and finite. Reports and removes newer ones, else they would
+/// outrank the run's next checkpoint. Only for the process that writes to the run.
 ///
 /// # Errors
-/// If none is whole, one is of a version that this program does not know, or the store fails.
+/// If none is complete, one has a version that this program does not know, or the store fails.
 pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
-    // With all checkpoints lost, to begin anew in the same place is not for the program to decide.
+    // With all checkpoints lost, starting over in the same folder is the user's decision.
     let (found, damaged) = newest_that(run, |checkpoint| {
         checkpoint.verify()?;
         soundness::check(&checkpoint).map(|()| checkpoint)
@@ -189,7 +189,7 @@ pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
     Ok(found)
 }
 
-/// Removes what writers that were killed left behind. Only for the one process that writes to the run.
+/// Removes files that killed writers left behind. Only the process that writes to the run may call this.
 fn remove_unpublished(run: &Location) -> Result<(), TrainError> {
     for folder in list_unpublished(run)? {
         tracing::info!("{folder}: an unfinished checkpoint, removed");

@@ -1,8 +1,8 @@
-//! One checkpoint from several processes.
+//! One checkpoint written by several processes.
 //!
-//! Each writes its shard of the bank and says so in the store that all share; rank 0 waits for all of them,
-//! writes the rest and the manifest, and says that the checkpoint is there. This runs on the threads that
-//! write, so it uses no collective.
+//! Each process writes its bank shard and reports this in the shared store. Rank 0 waits for all reports,
+//! writes the rest and the manifest, and reports the checkpoint as published. This code runs on the writer
+//! threads, so it uses no collective.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +17,10 @@ use crate::model::Encoder;
 use crate::storage::{Digest, Location};
 use crate::train::{Probe, TrainError};
 
-/// How often a process looks whether another has written.
+/// Interval between two looks at the store.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a process says when it has done its part.
+/// Report of a process about its part of a checkpoint.
 #[derive(Debug, Serialize, Deserialize)]
 enum Word {
     Written(FileEntry),
@@ -28,13 +28,13 @@ enum Word {
     Failed(String, Failure),
 }
 
-/// A checkpoint that the processes of a run write together: where they tell each other what they have written.
+/// Reports that the processes of a run exchange about the checkpoint that they write together.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedCheckpoint {
     store: Store,
     rank: usize,
     ranks: usize,
-    /// Set when the run has failed, which ends all waiting.
+    /// Set once the run has failed, which ends all waits.
     given_up: Arc<AtomicBool>,
 }
 
@@ -44,17 +44,17 @@ impl SharedCheckpoint {
         Self { store: group.store(), rank, ranks, given_up: Arc::default() }
     }
 
-    /// The name of this process's file of the bank.
+    /// Returns the file name of this process's bank shard.
     pub(crate) fn bank_file(&self) -> String {
         bank_part(self.rank, self.ranks)
     }
 
-    /// Ends all waiting for others: the run has failed.
+    /// Ends all waits for other processes, as the run has failed.
     pub(crate) fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
     }
 
-    /// Tells rank 0 what became of this process's part, and waits until the checkpoint is there.
+    /// Reports this process's part to rank 0, and waits until the checkpoint is published.
     pub(crate) fn hand_in(&self, step: u64, part: Result<FileEntry, TrainError>) -> Result<(), TrainError> {
         self.tell(step, part.map(Word::Written))?;
         self.wait_for(step)
@@ -65,10 +65,10 @@ impl SharedCheckpoint {
         self.hear(step, 0).map(drop)
     }
 
-    /// What all other processes wrote into this folder.
+    /// Returns the files that the other processes wrote into this folder.
     ///
     /// # Errors
-    /// If one could not, is lost, or wrote elsewhere: a path may be another place on another machine.
+    /// If one could not, is lost, or wrote elsewhere: the same path may be another folder on another machine.
     pub(crate) fn collect(&self, step: u64, folder: &Location) -> Result<Vec<FileEntry>, TrainError> {
         (1..self.ranks)
             .map(|rank| match self.hear(step, rank)? {
@@ -86,7 +86,7 @@ impl SharedCheckpoint {
             .collect()
     }
 
-    /// Tells the others what became of the checkpoint.
+    /// Reports to the other processes whether the checkpoint is published.
     pub(crate) fn publish(&self, step: u64, published: Result<(), TrainError>) -> Result<(), TrainError> {
         if self.ranks == 1 { published } else { self.tell(step, published.map(|()| Word::Published)) }
     }
@@ -103,8 +103,8 @@ impl SharedCheckpoint {
         Ok(said?)
     }
 
-    /// Waits for what a process says of its part. A slow store may take its time; the group finds out
-    /// that a process is lost, and ends the waiting.
+    /// Waits for the report of a process. A slow store may take its time: if a process is lost, the group
+    /// notices and ends the wait.
     fn hear(&self, step: u64, rank: usize) -> Result<Word, TrainError> {
         loop {
             if let Some(text) = self.store.try_get(&key(step, rank))? {
@@ -135,8 +135,7 @@ fn key(step: u64, rank: usize) -> String {
     format!("checkpoint/{step}/{rank}")
 }
 
-/// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same, the
-/// probe's too.
+/// Copies rank 0's batch-norm statistics to every process, and checks that all have equal weights, also of the probe.
 ///
 /// # Errors
 /// If weights differ, or a collective fails.

@@ -1,4 +1,4 @@
-//! A run's state to a checkpoint.
+//! Snapshots of a run's state, and writing them as checkpoints.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,18 +21,18 @@ use crate::train::learner::{Learned, Learner};
 use crate::train::metrics::MetricsFiles;
 use crate::train::{Probe, TrainError};
 
-/// A copy of everything that a process adds to a checkpoint, on the host: training can go on while it is written.
+/// Host copy of this process's part of a checkpoint; training continues while it is written.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     step: u64,
-    /// Of rank 0.
+    /// Set on rank 0.
     common: Option<Common>,
     bank: Option<BankRows>,
     data: Arc<DataIdentity>,
     ranks: SharedCheckpoint,
 }
 
-/// What is the same in all processes.
+/// State that all processes share.
 #[derive(Debug)]
 struct Common {
     epoch: u64,
@@ -42,27 +42,27 @@ struct Common {
     probe: Option<NamedTensors>,
     state: Vec<u8>,
     metrics: MetricsFiles,
-    /// The run's: a process that lost it while it wrote publishes nothing.
+    /// Lock of the run: a process that lost it during the write publishes nothing.
     lock: Arc<Lock>,
 }
 
-/// The rows of the bank that a process has.
+/// Bank rows of this process.
 #[derive(Debug)]
 struct BankRows {
     /// `[owned, dim]` on the host, in the bank's type.
     rows: Tensor,
     updated_step: Vec<Option<u64>>,
-    /// Their places.
+    /// Their range in the whole bank.
     owned: Range<usize>,
 }
 
 impl Snapshot {
-    /// Steps done.
+    /// Returns the number of steps done.
     pub(crate) fn step(&self) -> u64 {
         self.step
     }
 
-    /// Copies the state as it is; `first` has what rank 0 alone has.
+    /// Copies the current state; `first` is set on rank 0 alone.
     pub(crate) fn take(
         learner: &impl Learner,
         data: &Arc<DataIdentity>,
@@ -78,11 +78,11 @@ impl Snapshot {
         }
     }
 
-    /// Publishes the checkpoint, and the metrics up to it before.
+    /// Publishes the metrics up to this step, then the checkpoint.
     ///
     /// # Errors
-    /// If a weight, a buffer, a feature or a row of the bank is not finite, a row is not of unit length,
-    /// another process took the run over meanwhile, or the store fails; earlier checkpoints remain.
+    /// If a weight, a buffer, a feature or a bank row is not finite, a row does not have unit length, another
+    /// process took the run over meanwhile, or the store fails. Earlier checkpoints remain.
     pub(crate) fn write(self, run: &Location) -> Result<Location, TrainError> {
         let Self { step, common, bank, data, ranks } = self;
         let folder = run.join("checkpoints").join(&checkpoint_name(step));
@@ -109,7 +109,7 @@ impl BankRows {
         Self { rows: bank.to_host(), updated_step, owned: bank.shard().range() }
     }
 
-    /// Publishes the rows, unless a reader would refuse them. They are not copied as a whole.
+    /// Publishes the rows in pieces, without a copy of all. Fails for rows that a reader would reject.
     fn write(
         self,
         step: u64,
@@ -173,7 +173,7 @@ impl Common {
         }
     }
 
-    /// Writes everything, the manifest last; `bank` writes the bank, and waits for what others write of it.
+    /// Writes everything, the manifest last; `bank` writes this shard of the bank and waits for the others.
     fn write(
         self,
         step: u64,
@@ -233,7 +233,7 @@ mod tests {
         TrainedOn { dataset_digest: digest.clone(), split: "train".into(), split_digest: digest }
     }
 
-    /// More rows than a record batch has.
+    /// Rows of more than one record batch.
     const ROWS: usize = 70_000;
 
     fn identity() -> DataIdentity {

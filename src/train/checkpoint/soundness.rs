@@ -1,7 +1,7 @@
-//! Whether a checkpoint can be used: every number of it is finite, and so are features under its weights.
+//! Check that a checkpoint is usable: all its numbers are finite, and so are features under its weights.
 //!
-//! A step may leave weights that are finite and still overflow in the next pass, so features are computed too, of
-//! a few drawn images, as `embed` would: on the CPU in f32, with the running statistics. Nothing of a run is moved.
+//! Finite weights may still overflow in the next pass, so the check computes features of a few random images,
+//! as `embed` does: on the CPU in f32, with running statistics. The run's state does not change.
 
 use tch::{Device, Tensor, no_grad};
 
@@ -10,10 +10,10 @@ use crate::model::{Encoder, EncoderConfig, NamedTensors, WeightsError};
 use crate::rng::{Purpose, Stream};
 use crate::train::TrainError;
 
-/// Images whose features are computed.
+/// Number of images whose features are computed.
 const IMAGES: u32 = 2;
 
-/// Names what is not finite: a weight, a statistic of batch norm, a buffer of the optimiser, the probe, or a feature.
+/// Names a quantity that is not finite, of weights, statistics, the optimiser's buffers, the probe or the features.
 pub(super) fn not_finite(
     config: EncoderConfig,
     model: &NamedTensors,
@@ -21,7 +21,7 @@ pub(super) fn not_finite(
     probe: Option<&NamedTensors>,
 ) -> Option<String> {
     let named = |tensors: &NamedTensors, what: &str| tensors.not_finite().map(|name| format!("{what}{name}"));
-    // Loading names weights of another form.
+    // Weights of another shape are skipped: loading them reports that.
     let is_finite = || features_of_drawn(config, model).is_none_or(|features| are_finite(&features));
     named(model, "")
         .or_else(|| named(optimizer, "the optimiser's buffer of "))
@@ -29,7 +29,7 @@ pub(super) fn not_finite(
         .or_else(|| (!is_finite()).then(|| "a feature under its weights".to_owned()))
 }
 
-/// The features of the drawn images; nothing where the weights are of another network.
+/// Returns the features of random images; `None` if the weights belong to another network.
 ///
 /// # Shape
 /// `[IMAGES, dim]` f32
@@ -46,11 +46,11 @@ fn are_finite(features: &Tensor) -> bool {
     features.isfinite().all().int64_value(&[]) == 1
 }
 
-/// Checks an encoder that begins with the weights of the file `init`: drawn images have finite features, and
-/// not all the same one.
+/// Checks an encoder that starts with the weights of the file `init`: random images must have finite features
+/// that are not all equal.
 ///
 /// # Errors
-/// If they have not; `wrong` makes the error of the weights.
+/// If they do not; `wrong` makes the error of the weights.
 pub(in crate::train) fn check_initial(
     encoder: &Encoder,
     init: &str,
@@ -58,7 +58,7 @@ pub(in crate::train) fn check_initial(
 ) -> Result<(), TrainError> {
     match features_of_drawn(encoder.config(), &encoder.weights()) {
         Some(features) if !are_finite(&features) => Err(TrainError::not_encoded(init, "f32")),
-        // Of one number, a unit vector is one of two.
+        // With `dim = 1` there are only two unit vectors, so equal features are normal.
         Some(features) if features.size()[1] > 1 && features.get(0).equal(&features.get(1)) => {
             Err(wrong(WeightsError::Constant))
         }
@@ -66,19 +66,19 @@ pub(in crate::train) fn check_initial(
     }
 }
 
-/// Checks the numbers of a checkpoint whose files are whole.
+/// Checks the numbers of a checkpoint with complete files.
 ///
 /// # Errors
-/// [`CheckpointError::NotFinite`] with the first name; or if the store fails.
+/// [`CheckpointError::NotFinite`] with the first name, or if the store fails.
 pub(super) fn check(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
     let malformed =
         |source| CheckpointError::Malformed { file: checkpoint.folder().join(STATE).to_string(), source };
     let state = checkpoint.state()?;
     let config: EncoderConfig = serde_json::from_value(state.encoder).map_err(malformed)?;
     let read = |name| Ok::<_, CheckpointError>(NamedTensors::from_bytes(&checkpoint.read(name)?).ok());
-    // Loading names files that are not tensors.
+    // Files that are not tensors are skipped: loading them reports that.
     let (Some(model), Some(optimizer)) = (read(MODEL)?, read(OPTIMIZER)?) else { return Ok(()) };
-    // A run that has a probe cannot go on without its file.
+    // A run with a probe cannot resume without the probe's file.
     let probe = if state.config["probe"] == true { read(PROBE)? } else { None };
     match not_finite(config, &model, &optimizer, probe.as_ref()) {
         Some(name) => Err(CheckpointError::NotFinite { checkpoint: checkpoint.folder().to_string(), name }),
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(list_checkpoints(&run).expect("a list").len(), 3, "none is removed");
     }
 
-    /// Versions that looked at weights alone published such checkpoints.
+    /// Earlier versions checked weights alone and published such checkpoints.
     #[test]
     fn a_run_goes_on_from_the_newest_checkpoint_that_can_embed() {
         let run = Location::in_memory().join("run");

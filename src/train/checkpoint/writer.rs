@@ -1,7 +1,7 @@
-//! Writing checkpoints while training goes on.
+//! Background writer of checkpoints.
 //!
-//! A snapshot is copied to the host between two steps; another thread turns it into files, publishes
-//! them, and removes superfluous checkpoints. One snapshot is written at a time: the next one waits.
+//! A snapshot is copied to the host between two steps. Another thread then writes it as files, publishes them
+//! and removes superfluous checkpoints. Snapshots are written one at a time.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,26 +11,26 @@ use crate::checkpoint::{list_checkpoints, remove_checkpoint};
 use crate::storage::Location;
 use crate::train::TrainError;
 
-/// The writer of a run's checkpoints.
+/// Background writer of a run's checkpoints.
 #[derive(Debug)]
 pub(crate) struct Writer {
     run: Location,
-    /// Of several processes one removes checkpoints.
+    /// Set in one process of a run, which removes old checkpoints.
     retention: Option<Retention>,
     under_way: Option<JoinHandle<Result<Location, TrainError>>>,
     last: Option<Location>,
 }
 
 impl Writer {
-    /// A writer for the run, whose newest checkpoint so far is `last`.
+    /// Creates a writer for the run, whose newest checkpoint so far is `last`.
     pub(crate) fn new(run: Location, retention: Option<Retention>, last: Option<Location>) -> Self {
         Self { run, retention, under_way: None, last }
     }
 
-    /// Takes a snapshot and starts to write it; how long training stood still for it.
+    /// Takes a snapshot and starts to write it. Returns how long training was blocked.
     ///
     /// # Errors
-    /// If the checkpoint before it could not be written.
+    /// If the previous checkpoint could not be written.
     pub(crate) fn start(&mut self, take: impl FnOnce() -> Snapshot) -> Result<Duration, TrainError> {
         let began = Instant::now();
         self.finish()?;
@@ -48,7 +48,7 @@ impl Writer {
         Ok(began.elapsed())
     }
 
-    /// Whether the write under way has failed, without waiting for it.
+    /// Checks, without waiting, that the current write has not failed.
     pub(crate) fn check(&mut self) -> Result<(), TrainError> {
         if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) { self.finish() } else { Ok(()) }
     }
@@ -64,14 +64,14 @@ impl Writer {
         Ok(())
     }
 
-    /// The newest checkpoint that is published.
+    /// Returns the newest published checkpoint.
     pub(crate) fn last(&self) -> Option<&Location> {
         self.last.as_ref()
     }
 }
 
 impl Drop for Writer {
-    /// A run that ends with an error still has the checkpoint that was under way.
+    /// Waits for the current write, so a run that ends with an error still has this checkpoint.
     fn drop(&mut self) {
         if let Some(thread) = self.under_way.take()
             && let Ok(Err(error)) = thread.join()
@@ -81,17 +81,17 @@ impl Drop for Writer {
     }
 }
 
-/// Which checkpoints of a run are kept.
+/// Rule for which checkpoints of a run are kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retention {
-    /// Keeps this many of the newest; 0 for all.
+    /// Number of newest checkpoints to keep; 0 keeps all.
     pub newest: usize,
-    /// Keeps those of multiples of this number of steps for ever; 0 for none.
+    /// Also keeps checkpoints whose step is a multiple of this; 0 for none.
     pub every_steps: u64,
 }
 
 impl Retention {
-    /// The steps, ascending, whose checkpoints go. The initial one always stays.
+    /// Selects the checkpoints to remove from ascending `steps`. The initial one is always kept.
     fn superfluous(self, steps: &[u64]) -> Vec<u64> {
         let old = if self.newest == 0 { 0 } else { steps.len().saturating_sub(self.newest) };
         let for_ever =
@@ -99,7 +99,7 @@ impl Retention {
         steps[..old].iter().copied().filter(|&step| !for_ever(step)).collect()
     }
 
-    /// Removes what need not stay.
+    /// Removes superfluous checkpoints.
     fn apply(self, run: &Location) -> Result<(), TrainError> {
         let all = list_checkpoints(run)?;
         let steps: Vec<u64> = all.iter().map(|(step, _)| *step).collect();

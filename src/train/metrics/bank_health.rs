@@ -1,6 +1,6 @@
 //! Memory-bank statistics, logged once per epoch.
 //!
-//! Nothing here moves anything. Rows are sampled where a number needs pairs or a decomposition.
+//! Measuring changes nothing. Rows are sampled where a statistic needs pairs or a decomposition.
 
 use std::cell::Cell;
 
@@ -14,45 +14,45 @@ use crate::objective::{Objective, Queries};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::{ObjectiveKind, TrainConfig};
 
-/// Rows that are sampled for norms, pairs and the rank.
+/// Rows sampled for norms, pairs and the rank.
 const SAMPLED_ROWS: usize = 2048;
-/// Queries for which the sum over the whole bank is made.
+/// Queries for the sum over the whole bank.
 const SAMPLED_QUERIES: usize = 16;
-/// ln Z and that of all rows may differ by this before a run warns, and by this more before it warns again: a
-/// factor of e.
+/// Distance between the assumed and the exact ln Z, a factor of e, beyond which a run warns. Each further
+/// warning needs the same growth again.
 const MOST_DRIFT: f64 = 1.0;
 
-/// The state of the bank after an epoch.
+/// Statistics of the memory bank after an epoch.
 #[derive(Clone, Debug, Serialize)]
 pub struct BankHealth {
-    /// Rows by their age, the steps since they were written: `[steps, rows]`, `steps` the upper edge (a power
-    /// of two) of a bucket.
+    /// Rows by age, the number of steps since their last update: `[steps, rows]`, where `steps`, a power of
+    /// two, is the upper edge of a bucket.
     pub age_histogram: Vec<(u64, u64)>,
-    /// The mean age in steps of the rows that were ever written.
+    /// Mean age in steps of the rows that were ever updated.
     pub age_mean: f64,
-    /// The largest age.
+    /// Largest age in steps.
     pub age_maximum: u64,
-    /// Rows that no step has written.
+    /// Rows that no step has updated.
     pub never_written: u64,
-    /// How far the length of a sampled row is from 1 at most.
+    /// Largest distance from 1 of a sampled row's length.
     pub norm_error: f64,
-    /// `ln mean exp(-2 ‖x - y‖²)` over pairs of sampled rows: the lower, the more evenly they are spread.
+    /// `ln mean exp(-2 ‖x - y‖²)` over pairs of sampled rows; lower values mean more evenly spread rows.
     ///
     /// # Source
     /// Wang and Isola 2020.
     pub uniformity: f64,
-    /// `exp` of the entropy of the sampled rows' singular values: how many directions they use.
+    /// `exp` of the entropy of the sampled rows' singular values: the number of directions that they use.
     ///
     /// # Source
     /// Roy and Vetterli 2007; Garrido et al. 2023 (RankMe).
     pub effective_rank: f64,
-    /// For `nce`: ln Z over all rows for sampled queries, to be held against the one assumed.
+    /// Exact ln Z of sampled queries over all rows, for `nce`; compare with the assumed one.
     pub ln_partition_true: Option<f64>,
 }
 
 impl BankHealth {
-    /// Measures the bank after step `step`; in every process the same. `last`: features and positions of the last
-    /// global batch.
+    /// Measures the bank after step `step`; every process gets the same result. `last`: features and bank
+    /// rows of the last global batch.
     pub(crate) fn of(
         bank: &MemoryBank,
         last: Option<&(Tensor, Vec<BankRow>)>,
@@ -82,8 +82,8 @@ impl BankHealth {
         })
     }
 
-    /// Warns where the ln Z that the run assumes is far from that of all rows; `warned` is the distance of which
-    /// the run warned last, 0 at its start.
+    /// Returns a warning if the run's assumed ln Z is far from the exact one. `warned` is the distance at the
+    /// last warning, 0 at first.
     pub(crate) fn drift(&self, assumed: Option<f64>, warned: &Cell<f64>) -> Option<String> {
         let (assumed, actual) = assumed.zip(self.ln_partition_true)?;
         let distance = (assumed - actual).abs();
@@ -100,10 +100,10 @@ impl BankHealth {
     }
 }
 
-/// How long ago rows were written, in steps.
+/// Ages of rows, in steps.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Ages {
-    /// By power of two: how many.
+    /// Number of rows by power of two.
     buckets: Vec<u64>,
     count: u64,
     sum: u64,
@@ -133,7 +133,7 @@ impl Ages {
         self.maximum = self.maximum.max(other.maximum);
     }
 
-    /// Those of all owners.
+    /// Adds up the ages of all owners.
     fn sum_over(self, owners: &ProcessGroup) -> Result<Self, DistributedError> {
         let words = owners.gather_bytes(&serde_json::to_vec(&self).expect("ages are plain data"))?;
         let mut all = Self::default();
@@ -143,7 +143,7 @@ impl Ages {
         Ok(all)
     }
 
-    /// `(upper edge, count)` for each power of two up to the largest age.
+    /// Returns `(upper edge, count)` for each power of two up to the largest age.
     fn histogram(&self) -> Vec<(u64, u64)> {
         (0..).map(|bucket| 1_u64 << bucket).zip(self.buckets.iter().copied()).collect()
     }
@@ -157,7 +157,7 @@ fn sample(rows: usize, step: u64) -> Vec<BankRow> {
     (0..SAMPLED_ROWS).map(|_| BankRow(stream.below(rows as u64) as u32)).collect()
 }
 
-/// Rows of the bank, from all owners.
+/// Gathers bank rows from all owners.
 fn gather(
     bank: &MemoryBank,
     positions: &[BankRow],
@@ -190,7 +190,7 @@ fn effective_rank(rows: &Tensor) -> f64 {
     (-(&shares * shares.log()).sum(Kind::Double)).exp().double_value(&[])
 }
 
-/// ln of the mean over queries of `sum_i exp(s_i/τ)`, exact over all rows.
+/// Returns ln of the mean over queries of `sum_i exp(s_i/τ)`, exact over all rows.
 fn true_partition(
     queries: Queries<'_>,
     bank: &MemoryBank,

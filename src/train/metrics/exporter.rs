@@ -1,4 +1,4 @@
-//! The run's numbers for Prometheus, as OpenMetrics over HTTP.
+//! Prometheus exporter of the run's numbers, as OpenMetrics over HTTP.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -16,14 +16,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
-/// A client has this time for its request and for taking the answer.
+/// Time limit of a client for its request and for reading the answer.
 const CLIENT_TIME: Duration = Duration::from_secs(5);
-/// A request has at most this many bytes; hyper asks for no less.
+/// Size limit of a request in bytes; hyper's minimum.
 const REQUEST_BYTES: usize = 8 << 10;
-/// Clients that are answered at the same time; others wait for their turn.
+/// Clients served at the same time; others wait.
 const CLIENTS: usize = 16;
 
-/// The newest value of each number.
+/// Newest value of each number.
 #[derive(Debug, Default)]
 struct Numbers {
     registry: Registry,
@@ -48,7 +48,7 @@ impl Numbers {
     }
 }
 
-/// Serves the numbers on one thread until the process ends.
+/// HTTP server of the numbers, on one thread until the process ends.
 #[derive(Debug)]
 pub struct Exporter {
     numbers: Arc<Mutex<Numbers>>,
@@ -56,7 +56,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Listens at an address such as `0.0.0.0:9400`.
+    /// Starts a server at an address such as `0.0.0.0:9400`.
     ///
     /// # Errors
     /// If the address is malformed or taken.
@@ -77,7 +77,7 @@ impl Exporter {
         Ok(Self { numbers, address })
     }
 
-    /// The address at which it listens, with a free port for port 0.
+    /// Returns the server's address, with the port that was chosen for port 0.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -96,7 +96,7 @@ async fn serve(listener: TcpListener, numbers: Arc<Mutex<Numbers>>) -> std::io::
         let turn = Arc::clone(&clients).acquire_owned().await.map_err(std::io::Error::other)?;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
-            // The client is gone, or this process has all the files that it may have.
+            // The client is gone, or this process has reached its limit of open files.
             Err(_) => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -111,7 +111,7 @@ async fn serve(listener: TcpListener, numbers: Arc<Mutex<Numbers>>) -> std::io::
                 .keep_alive(false)
                 .max_buf_size(REQUEST_BYTES)
                 .serve_connection(TokioIo::new(stream), answer);
-            // A client that goes away, or is too slow, is its own loss.
+            // Drop clients that leave or are too slow.
             let _ = tokio::time::timeout(CLIENT_TIME, client).await;
             drop(turn);
         });
@@ -177,7 +177,7 @@ mod tests {
         let mut endless = TcpStream::connect(exporter.address()).expect("it listens");
         endless.set_write_timeout(Some(CLIENT_TIME)).expect("set");
         let began = Instant::now();
-        // It is cut off long before it has sent 1 GiB.
+        // The server closes the connection long before 1 GiB is sent.
         let sent = (0..1 << 14).take_while(|_| endless.write_all(&[b'a'; 1 << 16]).is_ok()).count();
         assert!(sent < 1 << 10, "{sent} times 64 KiB were taken");
         assert!(get(&exporter, "/metrics").contains("instdisc_loss 2.0"));

@@ -1,4 +1,4 @@
-//! What a run measures, and where the numbers go: `metrics.jsonl`, TensorBoard, Prometheus.
+//! Metrics of a run, written to `metrics.jsonl`, TensorBoard and Prometheus.
 
 pub(super) mod bank_health;
 pub(super) mod exporter;
@@ -17,78 +17,78 @@ use crate::storage::{Location, PublishMode, StorageError};
 use crate::train::StepReport;
 use crate::train::learner::{ProbeSums, StepOutcome};
 
-/// The loss of an epoch may exceed the first's, or that of chance, by this factor.
+/// Factor by which an epoch's loss may exceed the first epoch's, or that of chance.
 const MOST_GROWTH: f64 = 1.5;
 
-/// What a line covers.
+/// Steps that a line covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// The steps since the last line of either kind.
     Interval,
-    /// The epoch, or its part since a resume.
+    /// The epoch, or the rest of it after a resume.
     Epoch,
-    /// No step: what the untrained encoder is worth.
+    /// No step: scores of the untrained encoder.
     Start,
-    /// No step: what the monitor measured within an epoch, or after a resume.
+    /// No step: scores of the monitor within an epoch, or after a resume.
     Monitor,
 }
 
-/// How the probe did on the images of steps, before it learnt from them.
+/// Results of the probe on the images of steps, measured before it learns from them.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ProbeLine {
-    /// The mean loss, in nats.
+    /// Mean loss, in nats.
     pub probe_train_loss: f64,
-    /// The share of the images whose class had the highest score.
+    /// Fraction of the images whose own class had the highest score.
     pub probe_train_top1: f64,
-    /// The time that the host spent on it.
+    /// Seconds that the host spent on the probe.
     pub probe_seconds: f64,
 }
 
-/// One line of the record.
+/// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
 pub struct MetricsLine {
-    /// What it covers.
+    /// Steps that the line covers.
     pub scope: Scope,
     /// Seconds since 1970.
     pub time: f64,
     /// Steps done.
     pub step: u64,
-    /// The epoch, from 0.
+    /// Epoch, counted from 0.
     pub epoch: u64,
-    /// The mean loss, in nats.
+    /// Mean loss, in nats.
     pub loss: f64,
-    /// The learning rate of the last step.
+    /// Learning rate of the last step.
     pub lr: f64,
-    /// Images trained on, per second.
+    /// Training images per second.
     pub images_per_second: f64,
-    /// The share of the time in which the trainer waited for data, in 0..1.
+    /// Fraction of the time that the trainer waited for data, in 0..1.
     pub data_wait: f64,
-    /// The gradient's norm at the last step, before clipping.
+    /// Gradient norm of the last step, before clipping.
     pub gradient_norm: f64,
-    /// The mean cosine of an updated bank row before and after.
+    /// Mean cosine between updated bank rows before and after.
     pub row_cosine: f64,
-    /// The mean of `‖f - v‖²` over features and their own rows (Wang and Isola 2020, with α = 2).
+    /// Mean of `‖f - v‖²` over features and their own rows (Wang and Isola 2020, with α = 2).
     pub alignment: f64,
-    /// ln Z as `nce` assumed it at the last step.
+    /// ln Z that `nce` assumed at the last step.
     pub ln_partition: Option<f64>,
-    /// Steps that moved nothing.
+    /// Steps that changed nothing.
     pub skipped_steps: u64,
-    /// Seconds in which training stood still for checkpoints.
+    /// Seconds that training was blocked by checkpoints.
     pub checkpoint_stall: f64,
-    /// What the probe measured, where there is one and an image had a label.
+    /// Results of the probe, if enabled and an image had a label.
     #[serde(flatten)]
     pub probe: Option<ProbeLine>,
-    /// Statistics of the bank, after an epoch.
+    /// Statistics of the bank; set after an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bank: Option<BankHealth>,
-    /// What the monitor measured, if it ran.
+    /// Scores of the monitor, if it ran.
     #[serde(flatten)]
     pub monitor: serde_json::Map<String, Value>,
 }
 
 impl MetricsLine {
-    /// The line as it is written: what no step has measured is not there.
+    /// Returns the line as written, without the fields that no step measured.
     fn to_value(&self) -> Value {
         let mut value = serde_json::to_value(self).expect("a line is plain data");
         if let (Scope::Start | Scope::Monitor, Some(fields)) = (self.scope, value.as_object_mut()) {
@@ -98,8 +98,8 @@ impl MetricsLine {
         value
     }
 
-    /// Its numbers by name; those of the monitor have `monitor/` before it, the others of an epoch `epoch/`,
-    /// those of the bank `bank/`.
+    /// Returns its numbers by name. Those of the monitor start with `monitor/`, other numbers of an epoch
+    /// with `epoch/`, and those of the bank with `bank/`.
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let is_monitor_alone = matches!(self.scope, Scope::Start | Scope::Monitor);
         let prefix = |name: &str| match self.scope {
@@ -120,19 +120,19 @@ impl MetricsLine {
     }
 }
 
-/// The record as it was at one moment, ready to be published.
+/// Metrics at one moment, ready to be published.
 #[derive(Debug)]
 pub(crate) struct MetricsFiles {
     file: Location,
     text: String,
-    /// Events since the last checkpoint, in their own file.
+    /// Events since the last checkpoint, with their file.
     events: Option<(Location, Vec<u8>)>,
-    /// The longest text that was published, by any thread.
+    /// Length of the longest text published so far by any thread.
     published: Arc<Mutex<usize>>,
 }
 
 impl MetricsFiles {
-    /// Publishes the record; its text not where a later one is there already.
+    /// Publishes the metrics; the text only if no later one is published.
     pub(crate) fn publish(self) -> Result<(), StorageError> {
         if let Some((file, bytes)) = self.events {
             file.publish(bytes, PublishMode::Overwrite)?;
@@ -146,16 +146,16 @@ impl MetricsFiles {
     }
 }
 
-/// The record, held in memory. The lines are published whole each time; events go into one file after
-/// the other, one for each checkpoint, named by the step of its first event, as TensorBoard reads them.
+/// Metrics of a run, held in memory. The lines are published as a whole each time. Events go into one file
+/// per checkpoint, named by the step of its first event so that TensorBoard reads them in order.
 ///
-/// A resumed run first drops lines and events of steps that it will do again.
+/// A resumed run first drops lines and events of steps that will be repeated.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     run: Location,
     text: String,
     events: Option<(String, EventFile)>,
-    /// The step after which the newest event file is named, and how many have that name.
+    /// Step after which the newest event file is named, and the number of files with that name.
     named: (u64, u32),
     published: Arc<Mutex<usize>>,
 }
@@ -163,7 +163,7 @@ pub(crate) struct Metrics {
 const EVENTS: &str = "events.out.tfevents.";
 
 impl Metrics {
-    /// Goes on with the record of a run that has done `step` steps.
+    /// Continues the metrics of a run that has done `step` steps.
     pub(crate) fn resume(run: &Location, step: u64) -> Result<Self, StorageError> {
         let before = match run.join("metrics.jsonl").read() {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -186,19 +186,19 @@ impl Metrics {
         Ok(Self { run: run.clone(), text, events: None, named: (step, 0), published: Arc::default() })
     }
 
-    /// The line of the untrained encoder, once it is recorded.
+    /// Returns the line of the untrained encoder, if recorded.
     pub(crate) fn start(&self) -> Option<Value> {
         self.lines().next().filter(|line| line["scope"] == "start")
     }
 
-    /// Whether the record has scores of the monitor after this step.
+    /// Returns whether the monitor's scores after this step are recorded.
     pub(crate) fn has_scores(&self, step: u64) -> bool {
         let is_score = |name: &String| name.rsplit('/').next().is_some_and(|name| name.starts_with("knn"));
         let mut of_step = self.lines().filter(|line| line["step"] == step);
         of_step.any(|line| line.as_object().is_some_and(|fields| fields.keys().any(is_score)))
     }
 
-    /// The mean losses of the epochs so far, in nats.
+    /// Returns the mean losses of the epochs so far, in nats.
     pub(crate) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
         self.lines().filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
     }
@@ -207,7 +207,7 @@ impl Metrics {
         self.text.lines().filter_map(|line| serde_json::from_str(line).ok())
     }
 
-    /// Adds a line.
+    /// Appends a line.
     pub(crate) fn push(&mut self, line: &MetricsLine) {
         self.text += &line.to_value().to_string();
         self.text.push('\n');
@@ -222,7 +222,7 @@ impl Metrics {
         }
     }
 
-    /// The record as it is now.
+    /// Returns the current metrics, ready to be published.
     pub(crate) fn files(&self) -> MetricsFiles {
         let place = |name: &str| self.run.join("tensorboard").join(name);
         let events = self.events.as_ref().map(|(name, events)| (place(name), events.to_bytes()));
@@ -230,8 +230,7 @@ impl Metrics {
         MetricsFiles { file: self.run.join("metrics.jsonl"), text: self.text.clone(), events, published }
     }
 
-    /// The record as it is now, for a checkpoint: what comes after it goes into another file of events, which
-    /// goes when a resume drops it.
+    /// Returns the current metrics for a checkpoint. Later events go into a new file, which a resume can drop.
     pub(crate) fn files_of_checkpoint(&mut self) -> MetricsFiles {
         let files = self.files();
         self.events = None;
@@ -239,7 +238,7 @@ impl Metrics {
     }
 }
 
-/// Adds up what an epoch, or an interval of it, measures.
+/// Running sums over an epoch, or over an interval of it.
 #[derive(Debug)]
 pub(crate) struct Meter {
     started: Instant,
@@ -296,7 +295,7 @@ impl Meter {
         self.last = outcome;
     }
 
-    /// Takes note of time in which training stood still for a checkpoint.
+    /// Adds time in which a checkpoint blocked training.
     pub(crate) fn stalled(&mut self, stall: Duration) {
         self.stalled += stall;
     }
@@ -344,10 +343,10 @@ impl Meter {
     }
 }
 
-/// What an epoch measures, and the interval of it that is under way.
+/// Meters of the current epoch and of its current interval.
 #[derive(Debug)]
 pub(crate) struct Meters {
-    /// The epoch's number.
+    /// Number of the epoch.
     pub(crate) number: u64,
     pub(crate) epoch: Meter,
     pub(crate) interval: Meter,
@@ -358,20 +357,20 @@ impl Meters {
         Self { number, epoch: Meter::start(waited), interval: Meter::start(waited) }
     }
 
-    /// Leaves out time in which no step was taken.
+    /// Excludes time in which no step was taken.
     pub(crate) fn paused(&mut self, pause: Duration) {
         self.epoch.started += pause;
         self.interval.started += pause;
     }
 }
 
-/// Holds the mean loss of an epoch against that of the first and that of chance.
+/// Comparison of an epoch's mean loss with that of the first epoch and with chance.
 #[derive(Clone, Debug)]
 pub(crate) struct Divergence {
-    /// What helps in a new run.
+    /// Advice for a new run.
     advice: String,
     first: Option<f64>,
-    /// The loss of which a run warned last.
+    /// Loss at the last warning.
     warned: f64,
 }
 
@@ -380,7 +379,7 @@ impl Divergence {
         Self { advice: advice(config), first: None, warned: 0.0 }
     }
 
-    /// Warns where the loss of an epoch, in nats, is far above where it began; again only where it is far above that.
+    /// Warns if an epoch's loss, in nats, is far above the first, chance and the loss at the last warning.
     pub(crate) fn look(&mut self, loss: f64, chance: f64) -> Option<String> {
         let first = *self.first.get_or_insert(loss);
         let most = MOST_GROWTH * first.max(chance).max(self.warned);
@@ -396,7 +395,7 @@ impl Divergence {
     }
 }
 
-/// What helps a loss that grows.
+/// Returns advice against a growing loss.
 fn advice(config: &TrainConfig) -> String {
     let is_sampled = config.objective != ObjectiveKind::Softmax;
     let is_constant = config.objective == ObjectiveKind::Nce && config.partition != PartitionChoice::Ema;
@@ -410,7 +409,7 @@ fn advice(config: &TrainConfig) -> String {
     format!("In a new run {}", helps.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -442,7 +441,7 @@ mod tests {
         assert_eq!(files, [10, 20, 25].map(|step| format!("{EVENTS}{step:010}.0.instdisc")));
     }
 
-    /// A curve by steps would else be cut in two where an epoch ends.
+    /// Otherwise a curve over steps would be split in two at the end of an epoch.
     #[test]
     fn scores_of_the_monitor_have_one_name_wherever_they_are_measured() {
         let names = |scope| {
@@ -463,7 +462,7 @@ mod tests {
         let mut metrics = Metrics::resume(&run, 0).expect("a new record");
         metrics.push(&Meter::line_of_nothing(Scope::Interval, 10, 0));
         let older = metrics.files_of_checkpoint();
-        // Of the same step, after the checkpoint: in its own file.
+        // An event of the same step after the checkpoint: in its own file.
         metrics.push(&Meter::line_of_nothing(Scope::Epoch, 10, 0));
         metrics.files().publish().expect("published");
         older.publish().expect("published");

@@ -1,12 +1,11 @@
 //! TensorBoard event files.
 //!
-//! A file is a run of records: the length (8 bytes), its masked CRC-32C, the message, its masked CRC-32C. The
-//! messages are the parts of `tensorflow/core/util/event.proto` and `framework/summary.proto` that scalars and
-//! histograms need.
+//! A file is a sequence of records: length (8 bytes), its masked CRC-32C, message, its masked CRC-32C. The messages are
+//! the parts of `tensorflow/core/util/event.proto` and `framework/summary.proto` that scalars and histograms need.
 
 use prost::Message;
 
-/// An event.
+/// One event.
 #[derive(Clone, PartialEq, Message)]
 struct Event {
     #[prost(double, tag = "1")]
@@ -65,19 +64,19 @@ struct Histogram {
     bucket: Vec<f64>,
 }
 
-/// The bytes of an event file.
+/// Contents of an event file.
 #[derive(Clone, Debug)]
 pub(super) struct EventFile(Vec<u8>);
 
 impl EventFile {
-    /// A file without events, begun at this time (seconds since 1970).
+    /// Creates a file without events, started at this time (seconds since 1970).
     pub(super) fn new(time: f64) -> Self {
         let mut file = Self(Vec::new());
         file.add(time, 0, What::FileVersion("brain.Event:2".into()));
         file
     }
 
-    /// Adds numbers of a step under their names.
+    /// Adds the numbers of a step by name.
     pub(super) fn scalars(&mut self, time: f64, step: u64, scalars: impl IntoIterator<Item = (String, f64)>) {
         let value = scalars
             .into_iter()
@@ -101,7 +100,7 @@ impl EventFile {
         self.add(time, step, What::Summary(Summary { value }));
     }
 
-    /// The file's bytes.
+    /// Returns the file's bytes.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         self.0.clone()
     }
@@ -116,7 +115,7 @@ impl EventFile {
     }
 }
 
-/// TFRecord's masking of a checksum, so that checksums of data with checksums in them are well behaved.
+/// Masks a checksum as TFRecord does, so that checksums of data that contains checksums are well behaved.
 fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xA282_EAD8)
 }

@@ -1,7 +1,7 @@
-//! Optimisers, their buffers open to the checkpoint; the learning rate and the loss scale.
+//! Optimisers with accessible buffers, learning rate and loss scale.
 //!
-//! tch's own give no access to their buffers, and a resumed run needs them. Each step is libtorch's own over lists of
-//! tensors (`torch.optim.SGD` and `torch.optim.AdamW` with `fused=True`); LARS has no PyTorch original.
+//! A resumed run needs the buffers, which tch's own optimisers do not expose. Each step calls libtorch's operators over
+//! lists of tensors (`torch.optim.SGD` and `torch.optim.AdamW` with `fused=True`); LARS has no PyTorch original.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
@@ -11,40 +11,40 @@ use crate::model::libtorch::{self, Update};
 use crate::model::{NamedTensors, WeightsError};
 use crate::run_config::{LrSchedule, OptimizerKind, TrainConfig};
 
-/// Keeps the division by the gradient's norm finite, as `torch.nn.utils.clip_grad_norm_` does.
+/// Keeps the division by the gradient norm finite, as in `torch.nn.utils.clip_grad_norm_`.
 const SHORTEST_NORM: f64 = 1e-6;
 /// Added to the root of the mean square by `adamw`; PyTorch's default.
 const ADAM_EPS: f64 = 1e-8;
 /// Steps without an overflow after which the scale doubles.
 const GROWTH_STEPS: u64 = 2000;
-/// The scale of the first step.
+/// Initial scale.
 const FIRST_SCALE: f64 = 65_536.0;
 
-/// Parameters that a step treats alike, with what the optimiser keeps for each.
+/// Parameters that a step treats alike, with the optimiser's buffers.
 #[derive(Debug)]
 struct Group {
     names: Vec<String>,
     parameters: Vec<Tensor>,
-    /// Momentum of `sgd` and `lars`; means of gradients of `adamw`.
+    /// Momentum for `sgd` and `lars`; mean of gradients for `adamw`.
     first: Vec<Tensor>,
-    /// Means of squared gradients; of `adamw` only.
+    /// Mean of squared gradients, for `adamw` only.
     second: Vec<Tensor>,
     weight_decay: f64,
-    /// Kernels and matrices: not biases, and not a batch norm's.
+    /// Whether these are kernels and matrices, not biases or batch-norm parameters.
     matrices: bool,
 }
 
-/// An optimiser with its buffers.
+/// Optimiser with its buffers.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     groups: Vec<Group>,
     config: TrainConfig,
-    /// Steps taken; `adamw` corrects its means by it.
+    /// Steps taken; `adamw` uses them for bias correction.
     steps: u64,
 }
 
 impl Optimizer {
-    /// An optimiser of these parameters, its buffers at zero.
+    /// Creates an optimiser of these parameters, with zero buffers.
     pub(crate) fn new(parameters: Vec<(String, Tensor)>, config: &TrainConfig) -> Self {
         let (matrices, vectors): (Vec<_>, Vec<_>) =
             parameters.into_iter().partition(|(_, parameter)| parameter.dim() > 1);
@@ -69,19 +69,19 @@ impl Optimizer {
         Self { groups, config: config.clone(), steps: 0 }
     }
 
-    /// Forgets the gradients.
+    /// Drops the gradients.
     pub(crate) fn drop_gradients(&mut self) {
         self.groups.iter().for_each(|group| libtorch::drop_gradients(&group.parameters));
     }
 
-    /// The Euclidean norm of all gradients together; a f64 scalar on their device.
+    /// Returns the Euclidean norm of all gradients together, as a f64 scalar on their device.
     pub(crate) fn gradient_norm(&self) -> Tensor {
         let all = self.groups.iter().flat_map(|group| &group.parameters).map(Tensor::shallow_clone);
         libtorch::gradient_norm(&all.collect::<Vec<_>>())
     }
 
-    /// What gradients of this norm are to be divided by: `scale`, which they have too much, and what makes them longer
-    /// than `clip_norm`. Nothing where both are 1.
+    /// Returns the divisor for gradients of this norm: `scale`, which they contain, times the excess over
+    /// `clip_norm`. `None` where both are 1.
     ///
     /// # Shape
     /// `norm`: a f64 scalar -> a f32 scalar on the same device
@@ -94,7 +94,7 @@ impl Optimizer {
         Some((longer * scale).to_kind(Kind::Float))
     }
 
-    /// Moves the parameters by their gradients, divided by `divisor`; the gradients are used up.
+    /// Updates the parameters by their gradients, divided by `divisor`. Overwrites the gradients.
     pub(crate) fn step(&mut self, rate: f64, divisor: Option<&Tensor>) {
         self.steps += 1;
         let &TrainConfig { momentum, nesterov, adam_beta1, adam_beta2, lars_trust, .. } = &self.config;
@@ -104,7 +104,7 @@ impl Optimizer {
             match self.config.optimizer {
                 OptimizerKind::Sgd => libtorch::sgd(parameters, first, momentum, nesterov, update),
                 OptimizerKind::Lars => {
-                    // Biases and batch norms take the rate as it is.
+                    // Biases and batch-norm parameters take the unmodified rate.
                     let trust = if group.matrices { lars_trust } else { 0.0 };
                     libtorch::lars(parameters, first, momentum, trust, update);
                 }
@@ -117,17 +117,17 @@ impl Optimizer {
         }
     }
 
-    /// Steps taken.
+    /// Returns the number of steps taken.
     pub(crate) fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The buffers: the first under the names of their parameters, the second with `.square` behind.
+    /// Returns the buffers: the first by parameter name, the second with the suffix `.square`.
     pub(crate) fn buffers(&self) -> NamedTensors {
         NamedTensors::from_tensors(self.named_buffers())
     }
 
-    /// Puts buffers in place.
+    /// Loads buffers.
     pub(crate) fn load(&mut self, buffers: &NamedTensors, steps: u64) -> Result<(), WeightsError> {
         buffers.copy_into(self.named_buffers())?;
         self.steps = steps;
@@ -145,11 +145,11 @@ impl Optimizer {
     }
 }
 
-/// The learning rate of the step at the cursor, in a run of `steps_per_epoch`.
+/// Returns the learning rate of the step at the cursor, with `steps_per_epoch` steps in an epoch.
 ///
-/// In the first `warmup_epochs` it rises linearly, the first step having one part of the full rate. After
-/// that `step` has `lr * lr_decay ^ (milestones passed)`, `cosine` falls along half a period from `lr` to
-/// `lr_final` at the end of the last epoch, and `constant` stays.
+/// During the first `warmup_epochs` it rises linearly, from one part of the full rate in the first step.
+/// After that `step` gives `lr * lr_decay ^ (milestones passed)`, `cosine` falls along half a period from
+/// `lr` to `lr_final` at the end of the last epoch, and `constant` keeps `lr`.
 ///
 /// # Source
 /// Reference `main.py`, `adjust_learning_rate`: ×0.1 from epoch 120 and again from 160; Loshchilov and
@@ -174,9 +174,9 @@ pub(crate) fn learning_rate(config: &TrainConfig, cursor: Cursor, steps_per_epoc
     }
 }
 
-/// The factor by which the loss is multiplied before the backward pass, so that small f16 gradients do not become zero.
+/// Factor of the loss before the backward pass, which keeps small f16 gradients from becoming zero.
 ///
-/// It halves where a gradient overflows and doubles after 2000 steps without.
+/// The factor halves when a gradient overflows and doubles after 2000 steps without an overflow.
 ///
 /// # Source
 /// Micikevicius et al. 2018; the constants are those of `torch.amp.GradScaler`.
@@ -198,7 +198,7 @@ impl LossScale {
         self.factor
     }
 
-    /// Takes note of a step without an overflow.
+    /// Records a step without an overflow.
     pub(crate) fn succeeded(&mut self) {
         self.good_steps += 1;
         if self.good_steps == GROWTH_STEPS {
@@ -206,7 +206,7 @@ impl LossScale {
         }
     }
 
-    /// Takes note of an overflow; false where the scale is 1 already, so that it is not to blame.
+    /// Records an overflow. Returns false if the scale was already 1 and so was not the cause.
     pub(crate) fn overflowed(&mut self) -> bool {
         let to_blame = self.factor > 1.0;
         *self = Self { factor: (self.factor / 2.0).max(1.0), good_steps: 0 };

@@ -42,7 +42,7 @@ fn set_gradient(parameter: &Tensor, gradient: &Tensor) {
     (parameter * gradient).sum(Kind::Float).backward();
 }
 
-/// Runs every case as the trainer would, and compares after each step.
+/// Runs every case like the trainer, and compares after each step.
 fn check(golden: &Value) {
     for case in golden["cases"].as_array().expect("cases") {
         let config = config(golden, case);
@@ -131,7 +131,7 @@ fn gradients_that_have_a_factor_too_much_are_divided_by_it_and_clipped() {
             let (plain, scaled) = (stepped(1.0, clip), stepped(1024.0, clip));
             assert!(differ(&plain, &scaled) < 1e-6, "{optimizer:?} {clip}: {plain} {scaled}");
         }
-        // Adam's first step has the gradient's sign alone, and LARS divides by its length.
+        // Adam's first step depends only on the gradient's sign, and LARS divides by its length.
         if optimizer == OptimizerKind::Sgd {
             assert!(differ(&stepped(1.0, 0.0), &stepped(1.0, 0.5)) > 1e-3);
         }

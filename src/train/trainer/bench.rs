@@ -1,4 +1,4 @@
-//! Measures the training step: where its time goes, and what it starts on the device.
+//! Benchmark of the training step: time by phase, and operators launched on the device.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -17,38 +17,37 @@ use crate::model::{libtorch, select_device_of, threads, wait_for};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::TrainConfig;
 
-/// Classes of a probe: ImageNet's number.
+/// Classes of the probe, as in ImageNet.
 const CLASSES: u16 = 1000;
-/// Different batches that are drawn before the clock starts.
+/// Distinct batches, drawn before the clock starts.
 const BATCHES: usize = 4;
-/// Images of a step that is measured on a CPU, where the time of a step is in proportion to its images.
+/// Images of a step measured on a CPU, where time is proportional to images.
 const CPU_IMAGES: usize = 16;
-/// Steps that an estimate measures, after as many that it does not.
+/// Measured steps of an estimate on a CPU, after equally many for warm-up.
 const CPU_STEPS: usize = 2;
 const GPU_STEPS: usize = 10;
-/// libtorch's operator that waits for a number.
+/// Operator of libtorch that waits for a number.
 const READ: &str = "aten::_local_scalar_dense";
-/// What a replay counts as: libtorch does not see the operators that were recorded.
+/// Name under which a replay is counted, as libtorch does not see the recorded operators.
 const REPLAY: &str = "CUDA graph";
 
-/// What is measured.
+/// Size of a step benchmark.
 #[derive(Clone, Copy, Debug)]
 pub struct StepBench {
     /// Rows of the bank.
     pub instances: usize,
-    /// Steps that are measured.
+    /// Measured steps.
     pub steps: usize,
-    /// Steps before those, which are not.
+    /// Warm-up steps before the measured ones.
     pub warmup_steps: usize,
 }
 
 impl StepBench {
-    /// Runs the steps on drawn pixels: once as in training, for the rate, once with a wait for the device
-    /// after each phase, for the split, and once to count operators. Of several processes each has a part of
-    /// the batch and of the bank.
+    /// Runs the steps on random pixels: once as in training, for the rate; once with a wait for the device after each
+    /// phase, for the split; and once to count operators. Each of several processes has its share of batch and bank.
     ///
     /// # Errors
-    /// If the configuration makes no sense, a number is not finite, or another process is lost.
+    /// If the configuration is invalid, a number is not finite, or another process is lost.
     pub fn run(
         self,
         config: TrainConfig,
@@ -103,7 +102,7 @@ impl StepBench {
     }
 }
 
-/// Trains on pixels that are drawn beforehand.
+/// Trainer with batches of random pixels.
 struct Drawn {
     trainer: Trainer,
     batches: Vec<Batch>,
@@ -127,7 +126,7 @@ impl Drawn {
         Ok(Self { trainer, batches, device })
     }
 
-    /// Takes steps; returns the seconds of one.
+    /// Runs steps. Returns the seconds per step.
     fn steps(&mut self, count: usize) -> Result<f64, TrainError> {
         wait_for(self.device);
         let began = Instant::now();
@@ -140,24 +139,24 @@ impl Drawn {
     }
 }
 
-/// How long a process's step takes, measured by a few steps on drawn pixels without loader and other processes.
+/// Time of one process's step, measured on random pixels without loader and other processes.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepTime {
-    /// Where, and why there.
+    /// Device, with the reason for the choice.
     pub device: String,
-    /// Images of the process's batch.
+    /// Images of this process's batch.
     pub images: usize,
-    /// Images of a step that was measured; on a CPU fewer, and the time is scaled.
+    /// Images of a measured step; on a CPU fewer, with the time scaled up.
     pub measured_images: usize,
-    /// Seconds of a step.
+    /// Seconds per step.
     pub step_seconds: f64,
 }
 
 impl StepTime {
-    /// Measures it.
+    /// Measures the time of a step.
     ///
     /// # Errors
-    /// If the configuration makes no sense, a number is not finite, or there is no such device.
+    /// If the configuration is invalid, a number is not finite, or the device does not exist.
     pub fn measure(config: &TrainConfig, instances: usize, ranks: usize) -> Result<Self, TrainError> {
         let selected = select_device_of(config.device, 0, 1)?;
         config.set_precision(selected.device);
@@ -176,9 +175,9 @@ impl StepTime {
     }
 }
 
-/// What a step starts on the device, by phase: how many operators, and how many of each name. An operator over a list
-/// of tensors, and adding a gradient to what a parameter has, count as one, and so does the
-/// replay of a CUDA graph. `reads` are waits for a single number.
+/// Returns the operators that a step launches on the device, by phase: their total, and counts by name. An
+/// operator over a list of tensors, an accumulation into a gradient, and the replay of a CUDA graph count as
+/// one each. `reads` are waits for a single number.
 pub(super) fn operators(clock: &Clock, steps: usize) -> Value {
     let a_step = |count: u64| json!(count as f64 / steps as f64);
     let mut by_phase = Map::new();
@@ -216,23 +215,23 @@ fn draw(config: &TrainConfig, instances: usize, number: usize, share: RankShare)
     }
 }
 
-/// A phase of a step, in the order of the loop.
+/// Phase of a step, in the order of the loop.
 #[derive(Clone, Copy, Debug, strum::VariantNames)]
 #[strum(serialize_all = "lowercase")]
 pub(super) enum Phase {
-    /// Pixels to the device.
+    /// Copies pixels to the device.
     Data,
-    /// The encoder.
+    /// Forward pass of the encoder.
     Forward,
-    /// The probe's gradient; its step and its sum over the processes belong to the optimiser's time.
+    /// Gradient of the probe. The optimiser's phase includes the probe's update and its sum over processes.
     Probe,
-    /// Negatives, loss, gradient.
+    /// Negatives, loss and gradient.
     Objective,
-    /// Through the encoder.
+    /// Backward pass of the encoder.
     Backward,
-    /// Reading the numbers, clipping, moving the weights.
+    /// Reads the numbers, clips the gradients and updates the weights.
     Optimizer,
-    /// Moving the rows.
+    /// Updates the bank rows.
     Bank,
 }
 
@@ -240,32 +239,32 @@ impl Phase {
     const NAMES: &[&str] = <Self as strum::VariantNames>::VARIANTS;
 }
 
-/// What a clock adds up of each phase.
+/// Quantity that a clock adds up by phase.
 #[derive(Clone, Copy, Debug)]
 enum Measure {
     Nothing,
     /// Time; each mark waits for the device.
     Time(Device, Instant),
-    /// libtorch's operators.
+    /// Operators of libtorch.
     Operators,
 }
 
-/// Adds up time or operators by phase, once it is started.
+/// Sums of time or operators by phase, once started.
 #[derive(Debug)]
 pub(super) struct Clock {
     measure: Measure,
     seconds: [f64; Phase::NAMES.len()],
-    /// By name.
+    /// Count by name.
     operators: [BTreeMap<String, u64>; Phase::NAMES.len()],
 }
 
 impl Clock {
-    /// A clock that does nothing.
+    /// Creates a clock that measures nothing.
     pub(super) fn off() -> Self {
         Self { measure: Measure::Nothing, seconds: Default::default(), operators: Default::default() }
     }
 
-    /// Starts to take the time, from zero.
+    /// Starts to measure time, from zero.
     fn start(&mut self, device: Device) {
         wait_for(device);
         *self = Self { measure: Measure::Time(device, Instant::now()), ..Self::off() };
@@ -283,14 +282,14 @@ impl Clock {
         self.measure = Measure::Nothing;
     }
 
-    /// A CUDA graph is replayed in this phase: one launch.
+    /// Counts the replay of a CUDA graph in this phase as one launch.
     pub(super) fn count_replay(&mut self, phase: Phase) {
         if matches!(self.measure, Measure::Operators) {
             *self.operators[phase as usize].entry(REPLAY.to_owned()).or_default() += 1;
         }
     }
 
-    /// The phase ends here.
+    /// Ends a phase.
     pub(super) fn mark(&mut self, phase: Phase) {
         match &mut self.measure {
             Measure::Nothing => {}

@@ -65,7 +65,7 @@ fn trainer(config: TrainConfig) -> Trainer {
     Trainer::over(alone, config, INSTANCES, Device::Cpu).expect("one process waits for nobody")
 }
 
-/// A step, waited for.
+/// Runs a step and waits for it.
 fn step(trainer: &mut Trainer, batch: &Batch) -> StepOutcome {
     let before = trainer.step(batch, Requests::default()).expect("a step");
     assert!(before.is_none(), "the step before was waited for");
@@ -91,7 +91,7 @@ fn spoilt<T>(trainer: &mut Trainer, step: impl FnOnce(&mut Trainer) -> T) -> T {
     made
 }
 
-/// Bytes of weights, buffers and bank.
+/// Bytes of weights and buffers, and numbers of the bank.
 type State = (Vec<u8>, Vec<u8>, Vec<f32>);
 
 fn state(trainer: &Trainer) -> State {
@@ -112,7 +112,7 @@ fn a_batch_seen_again_costs_less_under_every_objective_and_in_bf16_with_weights_
     }
 }
 
-/// Both parts have the same images, so that batch norm sees the same in a part as in the whole.
+/// Both micro-batches have the same images, so that batch norm has the same statistics in each and in the whole.
 #[test]
 fn accumulated_parts_move_as_the_whole_batch_does() {
     let mut batch = batch(0);
@@ -167,7 +167,7 @@ fn a_probe_changes_no_bit_of_a_training() {
     }
 }
 
-/// After one step from zero the probe's weights are a sum of the images' features by their labels.
+/// After one step from zero, the probe's weights are a sum of the images' features by label.
 #[test]
 fn the_probe_learns_each_image_under_its_own_label() {
     let whole = batch(0);
@@ -241,7 +241,7 @@ fn a_loss_scale_leaves_no_trace_in_f32_numbers() {
     scaled.loss_scale = Some(LossScale::default());
     for number in 0..3 {
         let (a, b) = (step(&mut plain, &batch(number)), step(&mut scaled, &batch(number)));
-        // Powers of two change no digit.
+        // Scaling by powers of two is exact.
         assert_eq!((a.loss, a.gradient_norm), (b.loss, b.gradient_norm));
     }
     assert!(state(&plain) == state(&scaled));
@@ -270,7 +270,7 @@ fn rows_of_16_bits_are_of_unit_length_as_a_table_means_it() {
     }
 }
 
-/// Bank and weights after some batches, and what each step measured.
+/// Returns bank and weights after some batches, and the measurements of each step.
 fn trained(mut trainer: Trainer, late: bool, batches: &[Batch]) -> (State, Vec<(u64, f64, bool)>) {
     let mut outcomes = Vec::new();
     for batch in batches {
@@ -296,7 +296,7 @@ fn a_step_whose_numbers_are_read_late_is_the_same_step() {
     }
 }
 
-/// With momentum 0 a row becomes the feature of its image: each row can be told by it.
+/// With momentum 0 a row becomes its image's feature, which identifies the row.
 #[test]
 fn rows_become_the_features_of_their_own_images_also_where_a_step_is_read_late_or_skipped() {
     let momentum = crate::units::BankMomentum::new(0.0).expect("a momentum");
@@ -338,16 +338,15 @@ fn the_optimiser_works_on_lists() {
     trainer.clock.start_counting();
     step(&mut trainer, &batch(1));
     trainer.clock.stop_counting();
-    // Other tests run at the same time and are counted too: an upper bound would not hold.
+    // Other tests run at the same time and are counted too, so an upper bound would not hold.
     let operators = bench::operators(&trainer.clock, 1);
     let optimizer = operators["phases"]["optimizer"]["by_name"].as_object().expect("counts");
     assert!(optimizer.contains_key("aten::_foreach_norm") && optimizer.contains_key("aten::_fused_sgd_"));
     assert!(!optimizer.contains_key("torch::autograd::AccumulateGrad"));
 }
 
-/// A device that records, on the CPU. As with CUDA, recording moves nothing; a replay does the work that was
-/// recorded with the tensors that it had then, writes what it makes where that was at first, and gives no
-/// parameter a gradient.
+/// Recorder on the CPU. As with CUDA, recording runs nothing; a replay runs the work on the tensors of its
+/// recording, writes the results to their first addresses, and gives no parameter a gradient.
 #[derive(Clone, Debug)]
 struct StandIn {
     statistics: Rc<Vec<Tensor>>,
@@ -369,7 +368,7 @@ impl std::fmt::Debug for Recorded {
 
 impl Recorder for StandIn {
     fn record(&self, work: Work) -> Result<Box<dyn Recording>, String> {
-        // Autograd, which goes back from here in the next recording, is not to see that they are put back.
+        // Hide the copy from autograd, which starts from this tensor in the next recording.
         let before = self.statistics.iter().map(|tensor| (tensor.copy(), tensor.data()));
         let before: Vec<_> = before.collect();
         let made = work()?.iter().map(|tensor| tensor.full_like(f64::NAN)).collect();
@@ -393,7 +392,7 @@ impl Recording for Recorded {
     }
 }
 
-/// The trainer with graphs of the stand-in, and how often these are replayed.
+/// Returns a trainer with stand-in graphs, and their number of replays.
 fn by_graphs(mut trainer: Trainer) -> (Trainer, Rc<Cell<u32>>) {
     let parameters = trainer.encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
     let device = StandIn {
@@ -406,7 +405,7 @@ fn by_graphs(mut trainer: Trainer) -> (Trainer, Rc<Cell<u32>>) {
     (trainer, replays)
 }
 
-/// The first images of a batch.
+/// Returns the first images of a batch.
 fn short(batch: Batch, images: usize) -> Batch {
     let bank_rows = batch.bank_rows[..images].to_vec();
     Batch {
@@ -435,7 +434,7 @@ fn a_training_by_graphs_has_the_bits_of_one_without_also_where_a_batch_is_short(
         };
         let (recorded, replays) = by_graphs(made());
         assert!(trained(recorded, true, &batches) == trained(made(), true, &batches), "{config:?}");
-        // Forward and backward of seven whole batches, but for the first three.
+        // Forward and backward passes of seven full batches, minus the first three.
         assert_eq!(replays.get(), 2 * 4);
     }
 }
@@ -473,7 +472,7 @@ fn a_replay_counts_as_one_launch_of_its_phase() {
     }
 }
 
-/// They are named where the numbers of their step, which are read late, are not finite.
+/// An error names images by their step's features, although the numbers are read late.
 #[test]
 fn features_of_a_step_stay_when_the_next_one_is_replayed() {
     let (mut trainer, replays) = by_graphs(trainer(config()));
@@ -486,7 +485,7 @@ fn features_of_a_step_stay_when_the_next_one_is_replayed() {
     assert!(replays.get() == 6 && features.equal(&before));
 }
 
-/// A device on which an operator fails while it is recorded: the weight that it is about has lost its shape.
+/// Recorder under which an operator fails, as the weight has lost its shape.
 #[derive(Debug)]
 struct Failing(Tensor);
 

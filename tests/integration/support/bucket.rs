@@ -1,8 +1,8 @@
-//! An object store with faults: a small S3 server in the test's process, on a free port.
+//! Object store with faults: a small S3 server in the test's process, on a free port.
 //!
-//! It knows what the program asks for (ranges, conditional creates, multipart uploads, lists in pages, deletes) and
-//! answers as Ceph's gateway does. Faults are drawn from a seed, in the order of the requests. Signatures are not
-//! checked; that is for the real servers of `make test-cluster`.
+//! It implements the requests of the program (ranges, conditional creates, multipart uploads, paged lists,
+//! deletes) and answers like Ceph's gateway. Faults are drawn from a seed, in the order of the requests.
+//! Signatures are not checked; the real servers of `make test-cluster` do that.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,26 +15,26 @@ use instdisc::rng::{Purpose, Stream};
 
 use super::Call;
 
-/// What goes wrong.
+/// Faults of the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults {
-    /// Share of requests that are answered 503 and not done.
+    /// Fraction of requests that are answered 503 and not done.
     pub(crate) refused: f64,
-    /// Share of bodies that end in the middle, with a reset connection.
+    /// Fraction of bodies that are cut in the middle by a connection reset.
     pub(crate) cut: f64,
-    /// Share of requests that are done, and whose connection is closed instead of an answer.
+    /// Fraction of requests that are done, but whose connection is closed without an answer.
     pub(crate) lost: f64,
-    /// Share of requests that are done and answered 503.
+    /// Fraction of requests that are done but answered 503.
     pub(crate) late: f64,
-    /// A create replaces what is there.
+    /// Whether a create replaces an existing object.
     pub(crate) overwrites: bool,
-    /// Every request is refused for its signature, as by stores that repeat the request in their answer.
+    /// Whether every request is rejected for its signature, with the request repeated in the answer as some stores do.
     pub(crate) denies: bool,
-    /// Requests with another session token than this are refused.
+    /// Session token that requests must have.
     pub(crate) token: Option<&'static str>,
-    /// The bucket is not there.
+    /// Whether the bucket is missing.
     pub(crate) absent: bool,
-    /// The first reads of a key with this end give wrong bytes: the end, and how many reads.
+    /// Suffix of the keys whose first reads return wrong bytes, and the number of these reads.
     pub(crate) damaged: Option<(&'static str, usize)>,
     /// After this many requests all are refused.
     pub(crate) refused_after: Option<usize>,
@@ -42,7 +42,7 @@ pub(crate) struct Faults {
     pub(crate) denied_after: Option<usize>,
 }
 
-/// The server; it stops when it is dropped.
+/// Server that stops when it is dropped.
 pub(crate) struct Bucket {
     port: u16,
     state: Arc<Mutex<State>>,
@@ -63,19 +63,19 @@ impl Bucket {
                     return;
                 }
                 let (state, stopped) = (Arc::clone(&state), Arc::clone(&stopped));
-                // A client that went away is no matter.
+                // Clients that disconnect are ignored.
                 std::thread::spawn(move || connection.and_then(|stream| serve(&stream, &state, &stopped)));
             }
         });
         bucket
     }
 
-    /// The URL of a key.
+    /// Returns the URL of a key.
     pub(crate) fn url(&self, key: &str) -> String {
         format!("s3://bucket/{key}")
     }
 
-    /// Gives a call what it needs to find the server.
+    /// Sets the environment of a call so that it finds the server.
     pub(crate) fn of(&self, call: Call) -> Call {
         let mut command = call.command();
         self.set(&mut command);
@@ -95,27 +95,27 @@ impl Bucket {
         self.state().faults = faults;
     }
 
-    /// Puts an object under a key, whatever the key.
+    /// Stores an object under any key.
     pub(crate) fn put(&self, key: &str, bytes: &[u8]) {
         self.state().store(key, bytes.to_vec(), Vec::new());
     }
 
-    /// The server's address.
+    /// Returns the server's address.
     pub(crate) fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Ends the server: nobody listens on its port any more.
+    /// Stops the server and closes its port.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts, which then closes the port.
+        // Wakes the accepting thread, which then closes the port.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
         while TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
 
-    /// Everything in the bucket below a folder, by name.
+    /// Returns the contents of the bucket below a folder, by name.
     pub(crate) fn contents(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
         let prefix = format!("{folder}/");
         let state = self.state();
@@ -126,7 +126,7 @@ impl Bucket {
         below.collect()
     }
 
-    /// The requests so far, as `GET key`.
+    /// Returns the requests so far, as `GET key`.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.state().log.clone()
     }
@@ -184,7 +184,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, stopped: &AtomicBool) -> std:
     Ok(())
 }
 
-/// Keys in one page of a list: few, so that pages are met.
+/// Keys in one page of a list: few, so that tests need several pages.
 const PAGE: usize = 7;
 
 #[derive(Clone)]
@@ -194,10 +194,10 @@ struct Object {
     attributes: Vec<(String, String)>,
 }
 
-/// An upload under way: its attributes, and its parts by their numbers.
+/// Upload in progress: its attributes, and its parts by number.
 type Uploading = (Vec<(String, String)>, BTreeMap<usize, Vec<u8>>);
 
-/// What is in the bucket, and what the store does with it.
+/// Contents and configuration of the bucket.
 #[derive(Default)]
 struct State {
     faults: Faults,
@@ -373,7 +373,7 @@ impl State {
     }
 }
 
-/// A request of HTTP, as far as the program speaks it.
+/// Parts of an HTTP request that the program uses.
 struct Request {
     method: String,
     key: String,
@@ -386,7 +386,7 @@ struct Answer {
     status: u16,
     head: Vec<(String, String)>,
     body: Vec<u8>,
-    /// The length that a HEAD tells.
+    /// Length that the answer to a HEAD states.
     told: Option<usize>,
 }
 
@@ -395,7 +395,7 @@ impl Answer {
         Self { status, head: Vec::new(), body: body.into(), told: None }
     }
 
-    /// What a HEAD gets.
+    /// Returns the answer to a HEAD.
     fn without_body(self) -> Self {
         Self { told: Some(self.body.len()), body: Vec::new(), ..self }
     }
@@ -454,7 +454,7 @@ impl Request {
         self.head.iter().filter(|(name, _)| name.starts_with("x-amz-meta-")).cloned().collect()
     }
 
-    /// The bytes from and to which it wants.
+    /// Returns the requested byte range.
     fn range(&self, length: usize) -> Option<(usize, usize)> {
         let (from, to) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
         if from.is_empty() {

@@ -1,4 +1,4 @@
-//! What the tests share: running the program, a small dataset, the Python to compare with.
+//! Shared helpers of the tests: running the program, a small dataset, and Python to compare with.
 
 pub(crate) mod bucket;
 
@@ -25,10 +25,10 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The binary under test.
+/// Binary under test.
 pub(crate) const INSTDISC: &str = env!("CARGO_BIN_EXE_instdisc");
 
-/// A call of the program; flags and values are separated by spaces, folders by `arg`.
+/// Call of the program; flags and values are separated by spaces, folders are added by `arg`.
 #[derive(Debug)]
 pub(crate) struct Call(Command);
 
@@ -108,12 +108,12 @@ impl Call {
         self
     }
 
-    /// Runs the call, which must fail with this exit code and one error line; gives that line.
+    /// Runs the call, which must fail with this exit code and one error line. Returns that line.
     pub(crate) fn fails(self, code: i32) -> String {
         self.fails_as(code, "error: ")
     }
 
-    /// Likewise, where error lines begin otherwise.
+    /// Works like `fails`, with another beginning of the error line.
     pub(crate) fn fails_as(self, code: i32, beginning: &str) -> String {
         let (shown, output) = self.output();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -124,12 +124,12 @@ impl Call {
     }
 }
 
-/// A folder that is removed at the end of the test.
+/// Creates a folder that is removed at the end of the test.
 pub(crate) fn scratch() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// Images drawn by `synth`, 10 classes: `train` with 12 and `val` with 4 images each, 32×32.
+/// Returns images of `synth`, 10 classes: `train` with 12 and `val` with 4 images each, 32×32.
 pub(crate) fn images() -> &'static Path {
     static IMAGES: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = IMAGES.get_or_init(|| {
@@ -152,7 +152,7 @@ pub(crate) fn ingest(words: &str, source: impl AsRef<Path>, dest: impl AsRef<Pat
     instdisc(&format!("ingest {words}")).arg("--source", source).arg("--dest", dest)
 }
 
-/// The dataset of [`images`], in several shards and row groups.
+/// Returns a dataset of [`images`], in several shards and row groups.
 pub(crate) fn dataset() -> &'static Path {
     static DATASET: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = DATASET.get_or_init(|| {
@@ -164,13 +164,13 @@ pub(crate) fn dataset() -> &'static Path {
     path
 }
 
-/// A training call on a dataset that takes well under a second an epoch.
+/// Creates a training call on a dataset that takes well under a second per epoch.
 #[cfg(feature = "torch")]
 pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
     let base =
         "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu";
     let objective = if more.contains("--objective") { "" } else { "--objective nce" };
-    // Of so few images the default is every sixth.
+    // With so few images the default is every sixth epoch.
     let monitor = if more.contains("monitor") { "" } else { "--monitor-every 1" };
     instdisc(&format!("{base} {objective} {monitor} {more}")).arg("--dataset", dataset).arg("--run", run)
 }
@@ -203,7 +203,7 @@ pub(crate) fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// The newest published checkpoint's step.
+/// Returns the step of the newest published checkpoint.
 #[cfg(feature = "torch")]
 pub(crate) fn newest_step(run: &Path) -> Option<u32> {
     checkpoint_steps(run).0.last().copied()
@@ -239,8 +239,8 @@ pub(crate) fn wait_until(what: &str, children: &mut [Child], mut look: impl FnMu
     }
 }
 
-/// Starts a call and waits until its run has published a checkpoint, of this step at least, then sends the signal;
-/// the exit code. That the checkpoint is a new one shows that the call is at work.
+/// Starts a call, waits until its run has published a checkpoint of at least this step, and sends the signal.
+/// Returns the exit code. The new checkpoint proves that the call is running.
 #[cfg(feature = "torch")]
 pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Option<i32> {
     let step = newest_step(run).map_or(step, |newest| step.max(newest + 1));
@@ -251,13 +251,13 @@ pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Opti
     child.wait().expect("ends").code()
 }
 
-/// Sends a signal (`-TERM`) by the shell's own `kill`: a minimal system has no other.
+/// Sends a signal (`-TERM`) by the shell's built-in `kill`, as a minimal system has no other.
 pub(crate) fn send(signal: &str, child: &Child) {
     let sent = Command::new("sh").args(["-c", &format!("kill {signal} {}", child.id())]).status();
     assert!(sent.expect("sh").success());
 }
 
-/// A copy of a folder.
+/// Copies a folder.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for path in entries(from) {
@@ -278,7 +278,7 @@ pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// All files below a folder with their contents, sorted by path.
+/// Returns all files below a folder with their contents, sorted by path.
 pub(crate) fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let files = walkdir::WalkDir::new(folder).sort_by_file_name();
     let files = files.into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_file());
@@ -289,7 +289,7 @@ pub(crate) fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files.map(read).collect()
 }
 
-/// Changes a bit in the middle of a file.
+/// Flips a bit in the middle of a file.
 pub(crate) fn damage(file: &Path) {
     let mut bytes = std::fs::read(file).expect("a file");
     let middle = bytes.len() / 2;
@@ -297,7 +297,7 @@ pub(crate) fn damage(file: &Path) {
     std::fs::write(file, bytes).expect("changed");
 }
 
-/// A table of these unit rows of a split `train` of a dataset `d`, with ids from 0.
+/// Creates a table of these unit rows for a split `train` of a dataset `d`, with ids from 0.
 pub(crate) fn feature_table(
     kind: Kind,
     classes: usize,
@@ -393,24 +393,24 @@ pub(crate) fn read_parquet(file: &Path) -> RecordBatch {
     reader.expect("Parquet").next().expect("a batch").expect("rows")
 }
 
-/// The repository's root.
+/// Returns the repository's root.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Says that a test is skipped, past the test runner's capture.
+/// Prints that a test is skipped, past the test runner's capture.
 pub(crate) fn skip(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
 }
 
-/// Runs a script of tests/python with the Python of `make python` (or of INSTDISC_PYTHON); its output, or
-/// `None` where there is no such Python.
+/// Runs a script of tests/python with the Python of `make python` (or of INSTDISC_PYTHON). Returns its
+/// output, or `None` without such a Python.
 pub(crate) fn python(test: &str, script: &str, args: &[&Path]) -> Option<String> {
     let output = run_python(test, script, args)?;
     Some(succeeded(script, output))
 }
 
-/// Likewise, but the script may end with code 3 to say that it lacks something, which skips the test.
+/// Works like `python`, but the script may exit with code 3 if it lacks something, which skips the test.
 #[cfg(feature = "torch")]
 pub(crate) fn python_or_skip(test: &str, script: &str, args: &[&Path], needed: &str) -> Option<String> {
     let output = run_python(test, script, args)?;
@@ -421,7 +421,7 @@ pub(crate) fn python_or_skip(test: &str, script: &str, args: &[&Path], needed: &
     Some(succeeded(script, output))
 }
 
-/// Likewise, but the script must fail with this exit code; what it said.
+/// Works like `python`, but the script must fail with this exit code. Returns its output.
 #[cfg(feature = "torch")]
 pub(crate) fn python_fails(test: &str, script: &str, args: &[&Path], code: i32) -> Option<String> {
     let output = run_python(test, script, args)?;

@@ -1,7 +1,7 @@
-//! The objectives as plain loops in f64, written from the papers' equations and not from the program: no
-//! tensors, no logarithmic domain, no tiles.
+//! Objectives as plain loops in f64, written from the papers' equations and not from the program: without
+//! tensors, logarithmic domain or tiles.
 
-/// What an objective is told.
+/// Options of an objective.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// `nce`, `softmax` or `infonce`.
@@ -12,7 +12,7 @@ pub(crate) struct Settings {
     pub(crate) proximal_weight: f64,
 }
 
-/// A batch against a bank.
+/// Batch with its bank.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     pub(crate) bank: Vec<Vec<f64>>,
@@ -21,7 +21,7 @@ pub(crate) struct Problem {
     pub(crate) negatives: Vec<Vec<usize>>,
 }
 
-/// Loss, and its gradient with respect to each feature.
+/// Loss of a batch, and its gradient with respect to each feature.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) loss: f64,
@@ -42,7 +42,7 @@ impl Problem {
         self.negatives[query].iter().filter(kept).copied().collect()
     }
 
-    /// The mean of `exp(s/τ)` over positives plus `n - 1` times its mean over negatives.
+    /// Returns the mean of `exp(s/τ)` over positives plus `n - 1` times its mean over negatives.
     #[cfg(feature = "torch")]
     pub(crate) fn partition_by_draws(&self, settings: &Settings) -> f64 {
         let mean = |terms: &[f64]| terms.iter().sum::<f64>() / terms.len().max(1) as f64;
@@ -58,7 +58,7 @@ impl Problem {
         mean(&positives) + (self.bank.len() as f64 - 1.0) * mean(&negatives)
     }
 
-    /// `n` times the mean of `exp(s/τ)` over positives and negatives.
+    /// Returns `n` times the mean of `exp(s/τ)` over positives and negatives.
     pub(crate) fn partition(&self, settings: &Settings) -> f64 {
         let mut terms = Vec::new();
         for query in 0..self.features.len() {
@@ -76,7 +76,7 @@ impl Problem {
         let mut gradient = Vec::new();
         for (query, feature) in self.features.iter().enumerate() {
             let own = self.own[query];
-            // (row, its weight in the gradient), before the division by τ.
+            // Pairs of a row and its weight in the gradient, before the division by τ.
             let mut pulls: Vec<(usize, f64)> = Vec::new();
             match settings.objective {
                 "nce" => {

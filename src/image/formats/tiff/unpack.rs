@@ -1,4 +1,4 @@
-//! From a strip or tile as it is in the file to its samples.
+//! Unpacks strips and tiles to their samples.
 
 use std::io::Read;
 
@@ -14,12 +14,12 @@ const DEFLATE: [u64; 2] = [8, 32_946];
 const PACK_BITS: u64 = 32_773;
 const ZSTD: u64 = 50_000;
 
-/// A strip or tile.
+/// Size of a strip or tile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunk {
     pub width: usize,
     pub height: usize,
-    /// Of a pixel in this chunk.
+    /// Number of samples of a pixel in this chunk.
     pub samples: usize,
     pub bits: usize,
 }
@@ -30,7 +30,7 @@ impl Chunk {
     }
 }
 
-/// What all chunks have in common.
+/// Settings that all chunks share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings<'a> {
     pub compression: u64,
@@ -46,7 +46,7 @@ fn cut() -> ImageError {
     corrupt("its data end too early")
 }
 
-/// The samples of a chunk, rows of whole bytes in the file's byte order; of a JPEG in colours, as RGB.
+/// Unpacks the samples of a chunk: rows of whole bytes in the file's byte order; RGB for a JPEG in colours.
 pub(super) fn unpack(bytes: &[u8], chunk: Chunk, settings: &Settings) -> Result<Vec<u8>, ImageError> {
     if settings.compression == JPEG {
         return unpack_jpeg(bytes, chunk, settings);
@@ -148,7 +148,7 @@ fn unpack_bits(bytes: &[u8], len: usize) -> Result<Vec<u8>, ImageError> {
     Ok(unpacked)
 }
 
-/// Black is 1, as libtiff has it.
+/// Unpacks a fax, of which 1 is black, as in libtiff.
 fn unpack_fax(bytes: &[u8], chunk: Chunk) -> Result<Vec<u8>, ImageError> {
     let too_large = |_| corrupt("a fax of more than 65,535 columns or rows is not supported");
     let width = u16::try_from(chunk.width).map_err(too_large)?;
@@ -171,7 +171,7 @@ fn unpack_fax(bytes: &[u8], chunk: Chunk) -> Result<Vec<u8>, ImageError> {
     Ok(unpacked)
 }
 
-/// The tables that all chunks share come before a chunk's own data, and before both a marker that names its colours.
+/// Decodes a JPEG chunk, after a marker that names its colour space and the tables that all chunks share.
 fn unpack_jpeg(bytes: &[u8], chunk: Chunk, settings: &Settings) -> Result<Vec<u8>, ImageError> {
     let transform = u8::from(settings.is_ycbcr && chunk.samples == 3);
     let mut file = b"\xFF\xD8\xFF\xEE\0\x0EAdobe\0\x64\0\0\0\0".to_vec();
@@ -199,7 +199,7 @@ fn unpack_jpeg(bytes: &[u8], chunk: Chunk, settings: &Settings) -> Result<Vec<u8
     Ok(samples)
 }
 
-/// Undoes the differences of samples from those of the pixel before.
+/// Undoes the differences of samples to those of the pixel before.
 fn add_before(row: &mut [u8], chunk: Chunk, is_big: bool) -> Result<(), ImageError> {
     let size = chunk.bits / 8;
     if !matches!(chunk.bits, 8 | 16 | 32) {
@@ -220,7 +220,7 @@ fn add_before(row: &mut [u8], chunk: Chunk, is_big: bool) -> Result<(), ImageErr
     Ok(())
 }
 
-/// Undoes differences of bytes, and puts the bytes of each float together, which are stored by their significance.
+/// Undoes differences of bytes, then assembles each float from its bytes, which are stored by significance.
 fn gather_floats(row: &mut [u8], chunk: Chunk, is_big: bool) {
     for at in chunk.samples..row.len() {
         row[at] = row[at].wrapping_add(row[at - chunk.samples]);

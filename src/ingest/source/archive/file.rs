@@ -1,5 +1,5 @@
-//! A file that holds images or their container, as it was when it was listed, a reader of a part of it, and
-//! which of its bytes a member is.
+//! Files that hold images or their container, as listed; readers of parts of them, and the positions of members'
+//! bytes.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -15,12 +15,12 @@ use super::spool::Spool;
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp, StorageError};
 
-/// Bytes fetched at a time from an object store, where a request costs more than its bytes.
+/// Number of bytes fetched at a time from an object store, where a request costs more than its bytes.
 const REMOTE_BYTES: u64 = 1 << 20;
-/// Bytes read at a time from a local file: a header and little more.
+/// Number of bytes read at a time from a local file: a header and little more.
 const LOCAL_BYTES: u64 = 8 << 10;
 
-/// A file, wherever its bytes are. Cheap to clone; holds no file open, but for the one spool of all.
+/// A file, wherever its bytes are. It is cheap to clone, and holds no file open except for the common spool.
 #[derive(Clone, Debug)]
 pub(crate) struct SourceFile {
     name: Arc<str>,
@@ -63,22 +63,22 @@ impl SourceFile {
         Ok(Self { name: name.into(), len: metadata.len(), origin })
     }
 
-    /// A copy in the spool.
+    /// Makes a file from a copy in the spool.
     pub(super) fn spooled(name: &str, len: u64, spool: Arc<Spool>, extent: Extent) -> Self {
         Self { name: name.into(), len, origin: Origin::Spooled(spool, extent) }
     }
 
-    /// Its name for errors.
+    /// Returns the name for errors.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// Its first bytes, at most `count`.
+    /// Reads the first bytes, at most `count`.
     ///
     /// # Errors
     /// If the store fails.
@@ -86,16 +86,16 @@ impl SourceFile {
         self.read(&Extent::Range { offset: 0 }, count.min(self.len))
     }
 
-    /// Reads `bytes` bytes of it.
+    /// Reads a member of `bytes` bytes.
     ///
     /// # Errors
-    /// If it changed since it was listed, or the store fails.
+    /// If the file changed since it was listed, or the store fails.
     pub(crate) fn read(&self, extent: &Extent, bytes: u64) -> Result<Bytes, StorageError> {
         let handle = if bytes == 0 { None } else { self.handle()? };
         self.read_with(handle.as_ref(), extent, bytes)
     }
 
-    /// An open file, if it is a local one.
+    /// Opens the file; `None` if it is not a local one.
     pub(super) fn handle(&self) -> Result<Option<File>, StorageError> {
         match &self.origin {
             Origin::Local(path, _) => {
@@ -105,7 +105,7 @@ impl SourceFile {
         }
     }
 
-    /// The same with a file that [`Self::handle`] opened.
+    /// Reads like [`Self::read`], from a file that [`Self::handle`] opened.
     pub(super) fn read_with(
         &self,
         handle: Option<&File>,
@@ -119,7 +119,7 @@ impl SourceFile {
             Origin::Local(_, stamp) => {
                 let file = handle.expect("the caller opened it");
                 let read = read_local(file, extent, bytes);
-                // Looked up after the read, so that a change before its end is seen.
+                // Looked up after the read, to detect changes until its end.
                 let metadata = file.metadata().map_err(|error| failed("look up", self.name(), error))?;
                 if (metadata.len(), Stamp::of_time(&metadata)) != (self.len, *stamp) {
                     return Err(self.changed(metadata.len()));
@@ -142,7 +142,7 @@ impl SourceFile {
         self.whole(found, offset, bytes)
     }
 
-    /// The range that a concurrent read is to fetch, if that is all there is to do.
+    /// Returns the range for a concurrent read, if one range of an object is the whole member.
     pub(super) fn remote_range(&self, extent: &Extent, bytes: u64) -> Option<(Location, Range<u64>)> {
         match (&self.origin, extent) {
             (Origin::Remote(location), Extent::Range { offset }) if bytes > 0 => {
@@ -152,12 +152,12 @@ impl SourceFile {
         }
     }
 
-    /// What a store returned, if it is all of it.
+    /// Returns the bytes from a store, if none is missing.
     pub(super) fn whole(&self, found: Bytes, offset: u64, bytes: u64) -> Result<Bytes, StorageError> {
         if found.len() as u64 == bytes { Ok(found) } else { Err(self.changed(offset + found.len() as u64)) }
     }
 
-    /// Whether reads from it wait for the network.
+    /// Returns whether reads wait for the network.
     fn is_remote(&self) -> bool {
         matches!(self.origin, Origin::Remote(_))
     }
@@ -167,7 +167,7 @@ impl SourceFile {
     }
 }
 
-/// Reads a part of a file through a buffer that moves. A local file is open for as long as the window.
+/// Reads a part of a file through a moving buffer. A local file is open as long as the window.
 #[derive(Debug)]
 pub(crate) struct Window {
     file: SourceFile,
@@ -181,7 +181,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// A window on the whole file, for hops from one header to the next.
+    /// Makes a window on the whole file, for hops from one header to the next.
     ///
     /// # Errors
     /// If the file cannot be opened.
@@ -189,7 +189,7 @@ impl Window {
         Self::on_part(file, Extent::Range { offset: 0 }, file.len())
     }
 
-    /// A window on a member of `len` bytes; positions count from the member's first byte.
+    /// Makes a window on a member of `len` bytes; positions count from the member's first byte.
     ///
     /// # Errors
     /// If the file cannot be opened.
@@ -200,7 +200,7 @@ impl Window {
         Ok(Self { file, handle, extent, len, position: 0, buffered: 0..0, buffer, ahead })
     }
 
-    /// The same window, for reading from the beginning to the end.
+    /// Sets a larger read-ahead, for reading from the beginning to the end.
     #[must_use]
     pub(crate) fn sequential(mut self) -> Self {
         self.ahead = 8 * REMOTE_BYTES;
@@ -240,7 +240,7 @@ impl Seek for Window {
     }
 }
 
-/// The error of a file that is not what was listed.
+/// Makes the error of a file that differs from its listing.
 pub(super) fn changed(name: &str, local: bool, listed: u64, found: u64) -> StorageError {
     let sizes = if listed == found { String::new() } else { format!(" ({listed} bytes then, {found} now)") };
     let source = format!(
@@ -256,12 +256,12 @@ pub(super) fn missing_or_failed(name: &str, error: io::Error) -> StorageError {
     }
 }
 
-/// The position of a member's bytes in its file.
+/// Position of a member's bytes in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// One range, from this offset on.
     Range {
-        /// Its first byte.
+        /// Offset of the first byte.
         offset: u64,
     },
     /// Several pieces, ascending and without overlap; holes between them are zeros.
@@ -271,19 +271,19 @@ pub(crate) enum Extent {
 /// A run of stored bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// Its offset in the member.
+    /// Offset in the member.
     pub logical: u64,
-    /// Its offset in the file.
+    /// Offset in the file.
     pub physical: u64,
-    /// Its length; never 0.
+    /// Length in bytes; never 0.
     pub bytes: u64,
 }
 
 impl Extent {
-    /// The extent of a member of `bytes` bytes. The pieces ascend without overlap and end within the member.
+    /// Makes the extent of a member of `bytes` bytes. The pieces ascend without overlap and end within the member.
     pub(super) fn of_pieces(mut pieces: Vec<Piece>, bytes: u64) -> Self {
         pieces.retain(|piece| piece.bytes > 0);
-        // Neighbours in both the member and the file are one piece.
+        // Pieces that adjoin in both the member and the file are merged.
         pieces.dedup_by(|next, piece| {
             let adjoins =
                 piece.logical + piece.bytes == next.logical && piece.physical + piece.bytes == next.physical;
@@ -299,7 +299,7 @@ impl Extent {
         }
     }
 
-    /// A part of it.
+    /// Returns a part of the extent.
     pub(crate) fn slice(&self, range: Range<u64>) -> Self {
         let pieces = match self {
             Self::Range { offset } => return Self::Range { offset: offset + range.start },
@@ -319,7 +319,7 @@ impl Extent {
         Self::of_pieces(pieces.collect(), range.end - range.start)
     }
 
-    /// Where in this extent's file a member is that has `bytes` bytes at `inner` of this extent.
+    /// Returns the extent, in this extent's file, of a member of `bytes` bytes that `inner` locates within this extent.
     pub(crate) fn within(&self, inner: &Self, bytes: u64) -> Self {
         let inner = match inner {
             Self::Range { offset } => return self.slice(*offset..offset + bytes),
@@ -332,7 +332,7 @@ impl Extent {
         Self::of_pieces(pieces.collect(), bytes)
     }
 
-    /// The pieces of a member of `bytes` bytes.
+    /// Returns the pieces of a member of `bytes` bytes.
     pub(super) fn pieces(&self, bytes: u64) -> Vec<Piece> {
         match self {
             Self::Range { offset } => vec![Piece { logical: 0, physical: *offset, bytes }],
@@ -340,7 +340,7 @@ impl Extent {
         }
     }
 
-    /// Reads the member, `read_at` for each piece; holes are zeros.
+    /// Reads the member by calling `read_at` for each piece; holes are zeros.
     pub(super) fn read<E>(
         &self,
         bytes: u64,

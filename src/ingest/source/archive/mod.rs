@@ -1,9 +1,9 @@
-//! Where the bytes of a source's images come from: folders, tars, compressed tars, and spooled copies.
+//! Containers of a source's images: folders, tars, compressed tars, and spooled copies.
 //!
 //! A [`SourceFile`] is one file, local, in an object store, or unpacked into the [`Spool`]. [`read_index`]
-//! lists the members of a tar, each with the [`Extent`] of its bytes. [`Containers`] reads the bytes of any
-//! image later, in any order and from many threads, and never holds one open file for each container.
-//! Nothing here knows a format of datasets: what a path or a text means, the caller decides.
+//! lists the members of a tar, each with the [`Extent`] of its bytes. [`Containers`] later reads the bytes of any
+//! image, in any order and from many threads, without an open file for each container. This module knows no
+//! format of datasets: the caller interprets paths and texts.
 
 mod file;
 mod spool;
@@ -22,7 +22,7 @@ pub(super) use tar::{Index, Member, looks_like_tar, read_index, read_nested};
 use crate::storage::{Location, StorageError, read_concurrently};
 use file::{changed, missing_or_failed};
 
-/// Names the file in an error of the local file system.
+/// Makes an error of the local file system that names the file.
 pub(super) fn failed(
     operation: &'static str,
     location: impl Into<String>,
@@ -31,34 +31,34 @@ pub(super) fn failed(
     StorageError::Failed { operation, location: location.into(), local: true, source: source.into() }
 }
 
-/// Local files that are kept open at once, well below the usual limit of 1024 for a process.
+/// Maximum number of local files that are kept open, well below the usual limit of 1024 for a process.
 const MOST_OPEN: usize = 128;
 
-/// Makes an image file of an entry's bytes.
+/// A function that converts an entry's bytes to an image file.
 pub(crate) type Decode = fn(Bytes) -> Bytes;
 
-/// What to read: an entry of a container.
+/// A read of one entry of a container.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request<'a> {
-    /// The number that [`Containers`] gave.
+    /// Number of the container from [`Containers`].
     pub container: u32,
-    /// Where in the container's file; of no meaning in a folder.
+    /// Position in the container's file; unused for a folder.
     pub extent: &'a Extent,
-    /// The path in a folder, and for errors.
+    /// Path in a folder; also for errors.
     pub path: &'a str,
-    /// The size in bytes, as it was listed.
+    /// Size in bytes, as listed.
     pub bytes: u64,
 }
 
 #[derive(Debug)]
 enum Container {
-    /// An entry's path leads to its file.
+    /// A folder, in which an entry's path names its file.
     Folder(Location),
     /// An entry is a part of the file, made into an image file.
     File(SourceFile, Decode),
 }
 
-/// All containers of a source. Reads are thread safe.
+/// All containers of a source; reads are thread-safe.
 #[derive(Debug, Default)]
 pub(crate) struct Containers {
     containers: Vec<Container>,
@@ -66,17 +66,17 @@ pub(crate) struct Containers {
 }
 
 impl Containers {
-    /// Adds a folder, whose entries are files; the number is for [`Request`].
+    /// Adds a folder whose entries are files; returns the number for [`Request`].
     pub(crate) fn add_folder(&mut self, root: Location) -> u32 {
         self.add(Container::Folder(root))
     }
 
-    /// Adds a file, whose entries are parts of it.
+    /// Adds a file whose entries are parts of it.
     pub(crate) fn add_file(&mut self, file: SourceFile) -> u32 {
         self.add(Container::File(file, |bytes| bytes))
     }
 
-    /// Adds a file of records; `decode` makes an image file of each.
+    /// Adds a file of records, which `decode` converts to image files.
     pub(crate) fn add_records(&mut self, file: SourceFile, decode: Decode) -> u32 {
         self.add(Container::File(file, decode))
     }
@@ -89,7 +89,7 @@ impl Containers {
     /// Reads one entry.
     ///
     /// # Errors
-    /// If it changed since it was listed, or the store fails.
+    /// If the entry changed since it was listed, or the store fails.
     pub(crate) fn read(&self, request: Request<'_>) -> Result<Bytes, StorageError> {
         match &self.containers[request.container as usize] {
             Container::Folder(root) => read_file(&root.join(request.path), request.bytes),
@@ -100,7 +100,7 @@ impl Containers {
         }
     }
 
-    /// Reads several entries in their order, those in object stores at the same time.
+    /// Reads several entries in their order, those in object stores concurrently.
     ///
     /// # Errors
     /// If any changed since it was listed, or a store fails.
@@ -120,7 +120,7 @@ impl Containers {
         read.collect()
     }
 
-    /// The range of an object that is the whole entry.
+    /// Returns the location and range of an object that is the whole entry, if there is one.
     fn remote(&self, request: &Request<'_>) -> Option<(Location, Option<std::ops::Range<u64>>)> {
         match &self.containers[request.container as usize] {
             Container::Folder(root) if root.local_path().is_none() => Some((root.join(request.path), None)),
@@ -133,12 +133,12 @@ impl Containers {
     }
 }
 
-/// A file of a folder. Its size was listed, so a local one is read without asking for it again.
+/// Reads a file of a folder. Its size was listed, so a local one is read without looking it up again.
 fn read_file(location: &Location, bytes: u64) -> Result<Bytes, StorageError> {
     let Some(path) = location.local_path() else { return whole(location, bytes, location.read()?) };
     let name = || path.display().to_string();
     let mut file = File::open(path).map_err(|error| missing_or_failed(&name(), error))?;
-    // One byte more shows that the file has grown.
+    // One byte more reveals that the file has grown.
     let mut buffer = Vec::with_capacity(bytes as usize + 1);
     let read = file.by_ref().take(bytes + 1).read_to_end(&mut buffer);
     read.map_err(|error| failed("read", name(), error))?;
@@ -161,7 +161,7 @@ fn whole(location: &Location, bytes: u64, found: Bytes) -> Result<Bytes, Storage
 struct Handles(Mutex<Vec<(u32, Arc<File>)>>);
 
 impl Handles {
-    /// The open file of a container; `None` if it needs none.
+    /// Returns the open file of a container; `None` if it needs none.
     fn of(&self, container: u32, file: &SourceFile) -> Result<Option<Arc<File>>, StorageError> {
         let open = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let find = |open: &mut Vec<(u32, Arc<File>)>| {
@@ -172,7 +172,7 @@ impl Handles {
         if let Some(handle) = find(&mut open()) {
             return Ok(Some(handle));
         }
-        // Opened without the lock: a slow file system does not delay other threads. Two threads may open one file.
+        // Opened without the lock: a slow file system must not delay other threads. Two threads may open one file.
         let Some(handle) = file.handle()?.map(Arc::new) else { return Ok(None) };
         let mut open = open();
         if open.len() >= MOST_OPEN {

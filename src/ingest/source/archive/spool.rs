@@ -20,26 +20,26 @@ use super::{Extent, SourceFile, Window, failed};
 use crate::ingest::IngestError;
 use crate::storage::StorageError;
 
-/// The length of a copy's first piece of the spool. Space that is reserved and not written takes no disk.
+/// Length in bytes of a copy's first piece of the spool. Reserved space that is not written takes no disk.
 const FIRST_PIECE: u64 = 1 << 20;
-/// The length that later pieces grow to.
+/// Maximum length in bytes of later pieces.
 const LARGEST_PIECE: u64 = 256 << 20;
-/// Bytes that one copy writes between two checks of the free space.
+/// Number of bytes that one copy writes between two checks of the free space.
 const LOOK_EVERY: u64 = 64 << 20;
-/// Space on the disk that is left to others.
+/// Number of bytes on the disk that are left to other programs.
 const RESERVE: u64 = 64 << 20;
 
-/// The file of all copies.
+/// File of all copies.
 #[derive(Debug)]
 pub(crate) struct Spool {
     folder: PathBuf,
     file: File,
-    /// Where the next piece begins.
+    /// Offset of the next piece.
     end: AtomicU64,
 }
 
 impl Spool {
-    /// A spool in the folder for temporary files.
+    /// Makes a spool in the folder for temporary files.
     ///
     /// # Errors
     /// If the folder is not there, or no file can be created in it.
@@ -62,11 +62,11 @@ impl Spool {
         let found = rustix::fs::fstatvfs(&self.file)
             .map_err(|error| failed("look up the free space", shown(&self.folder), io::Error::from(error)))?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
-        // Some network file systems count no blocks at all.
+        // Some network file systems report no blocks at all.
         if found.f_blocks > 0 && free < bytes { Err(self.full(written, bytes, free)) } else { Ok(()) }
     }
 
-    /// Begins a copy.
+    /// Starts a copy.
     pub(crate) fn writer(self: &Arc<Self>) -> SpoolWriter {
         SpoolWriter { spool: Arc::clone(self), pieces: Vec::new(), room: 0, len: 0 }
     }
@@ -94,7 +94,7 @@ impl Spool {
     }
 }
 
-/// The folder, with the variable that names it.
+/// Formats the folder, with the variable that names it.
 fn shown(folder: &Path) -> String {
     format!("{} (TMPDIR)", folder.display())
 }
@@ -104,7 +104,7 @@ fn shown(folder: &Path) -> String {
 pub(crate) struct SpoolWriter {
     spool: Arc<Spool>,
     pieces: Vec<Piece>,
-    /// Bytes left in the last piece.
+    /// Number of bytes left in the last piece.
     room: u64,
     len: u64,
 }
@@ -138,20 +138,20 @@ impl SpoolWriter {
         Ok(offset)
     }
 
-    /// The copy as a file; `name` is for errors.
+    /// Returns the copy as a file; `name` is for errors.
     pub(crate) fn finish(self, name: &str) -> SourceFile {
         let extent = Extent::of_pieces(self.pieces, self.len);
         SourceFile::spooled(name, self.len, self.spool, extent)
     }
 }
 
-/// Bytes that a compressed tar may unpack to for each of its bytes: encoded images hardly get smaller, and
-/// plain pixels rarely to less than a tenth.
+/// Maximum ratio of a compressed tar's unpacked size to its own: encoded images hardly shrink, and plain pixels
+/// rarely to less than a tenth.
 const MOST_RATIO: u64 = 16;
-/// Bytes that are always allowed on top: a tar of small images is mostly padding.
+/// Number of bytes that are always allowed in addition: a tar of small images is mostly padding.
 const ALWAYS_ALLOWED: u64 = 1 << 30;
 
-/// The kinds of compression.
+/// Kinds of compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
     /// `.gz`; several streams in a row are one.
@@ -160,7 +160,7 @@ pub(crate) enum Compression {
     Zstd,
 }
 
-/// The compression of a file that begins so.
+/// Recognises the compression of a file by its first bytes.
 ///
 /// # Errors
 /// The reason, if it is of a kind that is not supported.
@@ -184,7 +184,7 @@ pub(crate) fn compression(head: &[u8]) -> Result<Option<Compression>, String> {
 /// The first bytes of what is compressed.
 pub(crate) fn first_bytes(head: &[u8], compression: Compression, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // The head is cut, so an error at its end is expected; what came before it counts.
+    // The head is cut, so an error at its end is expected; the bytes before it count.
     let _ = match compression {
         Compression::Gzip => {
             flate2::read::MultiGzDecoder::new(head).take(count as u64).read_to_end(&mut bytes)
@@ -209,7 +209,7 @@ pub(crate) fn unpack(
     unpack_within(limit, file, compression, spool)
 }
 
-/// The same with a limit for the unpacked bytes.
+/// Does the same with a limit for the unpacked bytes.
 pub(super) fn unpack_within(
     limit: u64,
     file: &SourceFile,
@@ -266,7 +266,7 @@ enum Fault {
     Wrong(String),
 }
 
-/// Unpacks stream after stream. Zeros after the last are padding, as for gzip itself.
+/// Unpacks one stream after the other. Zeros after the last are padding, as for gzip itself.
 fn unpack_gzip(
     reader: &mut impl BufRead,
     copy: &mut impl FnMut(&mut dyn Read) -> Result<(), Fault>,

@@ -1,12 +1,12 @@
-//! The members of a tar: names, sizes and where their bytes are.
+//! Members of a tar: names, sizes and positions of their bytes.
 //!
-//! Only headers are read; contents are fetched later by ranged reads. The result is what unpacking gives: a
-//! later entry replaces an earlier one of the same name, a hard link is the member that has the target's name
-//! at that point, and a sparse member has its holes.
+//! Only headers are read; ranged reads fetch contents later. The result equals that of unpacking: a later entry
+//! replaces an earlier one of the same name, a hard link is the member that has the target's name at that point,
+//! and a sparse member has its holes.
 //!
-//! Two blocks of zeros end a tar. A header after them begins another tar, as `cat a.tar b.tar` writes it, and
-//! is read on; zeros up to the end of the file are padding. Anything else is an error that names the byte: a
-//! header with a wrong checksum, a single block of zeros before more data, data after the end that is not a
+//! Two blocks of zeros end a tar. A header after them begins another tar, as written by `cat a.tar b.tar`, and
+//! is read as well; zeros up to the end of the file are padding. Anything else is an error that names the byte: a
+//! header with a wrong checksum, a single block of zeros before more data, data after the end that are not a
 //! tar, and a file that stops before a block of zeros.
 
 mod reader;
@@ -25,33 +25,33 @@ use reader::{BLOCK, Header, PaxRecords, SparseFile, TarReader, check_global, unt
 
 pub(crate) use reader::looks_like_tar;
 
-/// A text that is kept is not longer than this.
+/// Maximum size of a kept text in bytes.
 const MOST_TEXT_BYTES: u64 = 1 << 20;
-/// An extended header is not longer than this: a map of a million pieces.
+/// Maximum size of an extended header in bytes: a map of a million pieces.
 const MOST_EXTENDED_BYTES: u64 = 16 << 20;
-/// The holes of a sparse member are not longer than this in all: they take memory, and no file.
+/// Maximum total size of a sparse member's holes in bytes: they take memory, but no space in the file.
 const MOST_HOLE_BYTES: u64 = 1 << 30;
 
-/// Which members' texts are kept, by path.
+/// A function that selects, by path, the members whose texts are kept.
 pub(crate) type KeepText<'a> = &'a (dyn Fn(&str) -> bool + Sync);
 
 /// A file within a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
-    /// Its path, relative and without `.` or `..`.
+    /// Path, relative and without `.` or `..`.
     pub path: String,
-    /// Its size in bytes, holes included.
+    /// Size in bytes, including holes.
     pub bytes: u64,
-    /// Where its bytes are in the file.
+    /// Position of the bytes in the file.
     pub extent: Extent,
-    /// Its bytes, if the caller wanted them kept; `None` as well if it is sparse or has more than 1 MiB.
+    /// Bytes, if the caller selected them; `None` also for a sparse member or one above 1 MiB.
     pub text: Option<Arc<[u8]>>,
 }
 
-/// What a tar holds.
+/// Contents of a tar.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Index {
-    /// Its files, in their order in the tar.
+    /// Files, in their order in the tar.
     pub members: Vec<Member>,
     /// The entries that cannot be taken; no folders.
     pub faults: Vec<(String, Fault)>,
@@ -62,7 +62,7 @@ pub(crate) struct Index {
 /// Reads the headers of a tar.
 ///
 /// # Errors
-/// If it is cut or damaged or holds nothing, or the store fails.
+/// If the tar is cut, damaged or empty, or the store fails.
 pub(crate) fn read_index(file: &SourceFile, keep_text: KeepText<'_>) -> Result<Index, IngestError> {
     read_headers(file.name(), Window::new(file)?, file.len(), keep_text)
 }
@@ -113,10 +113,10 @@ enum Kind {
     Other(Fault),
 }
 
-/// What was read for the next member.
+/// Extended headers read for the next member.
 #[derive(Default)]
 struct Pending {
-    /// Where the first of it begins.
+    /// Offset of the first of these headers.
     start: Option<u64>,
     records: Option<PaxRecords>,
     long_name: Option<Vec<u8>>,
@@ -193,7 +193,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         )
     }
 
-    /// An extended header belongs to a member.
+    /// Checks that no extended header is left without its member.
     fn check_nothing_pending(&self) -> Result<(), IngestError> {
         match self.pending.start {
             Some(start) => {
@@ -203,7 +203,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         }
     }
 
-    /// Takes the header at `start`, and what follows it up to the next one.
+    /// Processes the header at `start`, and its data up to the next header.
     fn entry(&mut self, header: &Header, start: u64) -> Result<(), IngestError> {
         let kind = header.kind();
         if !matches!(kind, b'x' | b'X' | b'g' | b'L' | b'K') {
@@ -242,7 +242,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             .ok_or_else(|| self.tar.wrong(start, "a header without a valid size: the tar is damaged"))
     }
 
-    /// Goes to the block after `bytes` bytes of data.
+    /// Skips to the block after `bytes` bytes of data.
     fn skip(&mut self, data: u64, bytes: u64, what: impl Fn() -> String) -> Result<(), IngestError> {
         let padded = bytes.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
         let end = data.saturating_add(padded);
@@ -253,7 +253,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(())
     }
 
-    /// Takes an entry that is not an extended header.
+    /// Processes an entry that is not an extended header.
     fn member(&mut self, header: &Header, start: u64, pending: Pending) -> Result<(), IngestError> {
         let records = pending.records.unwrap_or_default();
         let sparse = records.sparse.as_ref();
@@ -262,7 +262,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         let shown = String::from_utf8_lossy(&name).into_owned();
         let path = safe_path(&name);
         let kind = header.kind();
-        // These have no data, whatever their size field holds; so do tar and Python's tarfile read them.
+        // These have no data, whatever their size field contains; tar and Python's tarfile read them likewise.
         let without_data = match kind {
             b'1' => {
                 let target = records.link_path.or(pending.long_link).unwrap_or_else(|| header.link_name());
@@ -315,7 +315,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         self.push(path, shown, found)
     }
 
-    /// A sparse member whose stored bytes end at `end`.
+    /// Makes a sparse member whose stored bytes end at `end`.
     fn sparse_file(&self, file: &SparseFile, end: u64, start: u64) -> Result<Kind, IngestError> {
         let extent = self.tar.sparse_extent(file, end, start)?;
         let holes = file.bytes - (end - file.data);
@@ -333,7 +333,7 @@ impl<R: Read + Seek> Walk<'_, R> {
                 Slot { path, kind: Kind::File { bytes, extent, text } }
             }
             (Ok(path), kind) => Slot { path, kind },
-            // What the entry is matters more than its name, unless it is a file.
+            // The kind of an entry matters more than its name, unless it is a file.
             (Err(_), kind @ (Kind::Folder | Kind::Other(_))) => Slot { path: shown, kind },
             (Err(fault), _) => Slot { path: shown, kind: Kind::Other(fault) },
         };
@@ -395,13 +395,13 @@ impl<R: Read + Seek> Walk<'_, R> {
 }
 
 impl Slot {
-    /// Whether its path is a name that unpacking gives; of others the path is for errors only.
+    /// Returns whether the path is a name that unpacking gives; otherwise it is for errors only.
     fn is_named(&self) -> bool {
         !matches!(self.kind, Kind::Other(Fault::NotUtf8 | Fault::LeadsOutside))
     }
 }
 
-/// The member's path without `./`, if it is text and stays inside of the tar.
+/// Returns the member's path without `./`, if it is UTF-8 and does not leave the tar.
 fn safe_path(bytes: &[u8]) -> Result<String, Fault> {
     let text = std::str::from_utf8(bytes).map_err(|_| Fault::NotUtf8)?;
     let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();

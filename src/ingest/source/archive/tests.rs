@@ -18,7 +18,7 @@ fn source(path: &Path) -> SourceFile {
     SourceFile::open(&location(path)).expect("a file")
 }
 
-/// Bytes without a pattern.
+/// Makes bytes without a pattern.
 fn noise(count: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let next = || {
@@ -136,7 +136,7 @@ fn copies_share_one_file_and_keep_their_bytes() {
         let expected = &bytes[start << 20..];
         assert_eq!(copy.len(), expected.len() as u64);
         assert!(copy.read(&Extent::Range { offset: 0 }, copy.len()).expect("read") == expected);
-        // A range over the end of the first piece.
+        // A range across the end of the first piece.
         let range = copy.read(&Extent::Range { offset: (1 << 20) - 7 }, 20).expect("read");
         assert_eq!(range, expected[(1 << 20) - 7..][..20]);
     }

@@ -1,7 +1,7 @@
 //! The binary archives of CIFAR-10 and CIFAR-100.
 //!
-//! A record is one label byte (CIFAR-100: coarse, then fine) and three planes of 32×32 bytes, red first. An
-//! image becomes a PNG, which loses nothing.
+//! A record is one label byte (CIFAR-100: coarse, then fine) and three planes of 32×32 bytes, red first. Images are
+//! converted to PNG, which is lossless.
 
 use bytes::Bytes;
 
@@ -12,21 +12,21 @@ use super::Tar;
 use crate::image::{DecodedImage, encode_png};
 use crate::ingest::IngestError;
 
-/// The side of an image in pixels.
+/// Side of an image in pixels.
 const SIDE: usize = 32;
-/// Bytes of an image.
+/// Size of an image in bytes.
 const PIXEL_BYTES: u64 = 3 * (SIDE * SIDE) as u64;
 
 /// A file of records.
 struct Batch {
     split: &'static str,
-    /// Bytes before the pixels; the last of them is the label.
+    /// Number of bytes before the pixels; the last of them is the label.
     labels: u64,
-    /// The file with the names of the classes.
+    /// Name of the file with the names of the classes.
     names: &'static str,
 }
 
-/// What the file's name says, by the authors' description of the archives.
+/// Returns the file's properties from its name, by the authors' description of the archives.
 fn batch(name: &str) -> Option<Batch> {
     let ten = |split| Some(Batch { split, labels: 1, names: "batches.meta.txt" });
     let hundred = |split| Some(Batch { split, labels: 2, names: "fine_label_names.txt" });
@@ -39,17 +39,17 @@ fn batch(name: &str) -> Option<Batch> {
     }
 }
 
-/// Whether a tar holds files of records.
+/// Returns whether a tar contains files of records.
 pub(super) fn is_archive(tar: &Tar) -> bool {
     tar.index.members.iter().any(|member| batch(file_name(&member.path)).is_some())
 }
 
-/// Whether a tar is the version for Python, whose pickles are not read.
+/// Returns whether a tar is the version for Python, whose pickles are not read.
 pub(super) fn is_pickled(tar: &Tar) -> bool {
     tar.index.members.iter().any(|member| member.path.starts_with("cifar-10") && member.path.contains("-py/"))
 }
 
-/// Adds all records, under the numbers that they have in the archive.
+/// Adds all records, numbered as in the archive.
 pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), IngestError> {
     records.naming = Naming::ByLabel;
     for tar in tars {
@@ -87,7 +87,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), Ing
 }
 
 fn read_labels(tar: &Tar, member: &Member, batch: &Batch) -> Result<Vec<u8>, IngestError> {
-    // A piece of the member at a time: the whole of CIFAR-100's training file is 150 MB.
+    // Read in pieces, since all of CIFAR-100's training file is 150 MB.
     const RECORDS_AT_ONCE: u64 = 1000;
     let record_bytes = batch.labels + PIXEL_BYTES;
     let mut labels = Vec::new();
@@ -103,7 +103,7 @@ fn read_labels(tar: &Tar, member: &Member, batch: &Batch) -> Result<Vec<u8>, Ing
     Ok(labels)
 }
 
-/// The pixels of a record as a PNG.
+/// Encodes the pixels of a record as a PNG.
 fn png(planes: Bytes) -> Bytes {
     let side = SIDE as u32;
     let plane = SIDE * SIDE;

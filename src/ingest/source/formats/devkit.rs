@@ -1,6 +1,6 @@
 //! Labels of images that have no class folder: those of ILSVRC2012's validation images, or a csv of `--labels`.
 //!
-//! [`read_synsets`] reads as much of MATLAB's file format (level 5) as `meta.mat` of the development kit needs.
+//! [`read_synsets`] reads the part of MATLAB's file format (level 5) that `meta.mat` of the development kit needs.
 //!
 //! # Source
 //! MathWorks, "MAT-File Format", the chapter on level 5: tagged elements, small ones packed into the tag,
@@ -18,24 +18,24 @@ use super::{LABEL_NAMES, Tar, choose_column, unread_split};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
-/// The development kit's name as it is downloaded.
+/// Name of the development kit as downloaded.
 pub(super) const ARCHIVE: &str = "ILSVRC2012_devkit_t12.tar.gz";
-/// The csv's name as it is downloaded.
+/// Name of the csv as downloaded.
 pub(super) const CSV: &str = "LOC_val_solution.csv";
-/// The file with the class number of each validation image, a line each.
+/// Name of the file with the class number of each validation image, one in each line.
 pub(super) const GROUND_TRUTH: &str = "ILSVRC2012_validation_ground_truth.txt";
-/// The file that gives numbers their WordNet ids.
+/// Name of the file that maps numbers to WordNet ids.
 const META: &str = "data/meta.mat";
-/// Titles of a column of images that are not paths.
+/// Titles of columns with names of images that are not paths.
 const ID_NAMES: [&str; 4] = ["id", "image_id", "imageid", "img"];
-/// How ILSVRC2012's validation images are called.
+/// Prefix of the names of ILSVRC2012's validation images.
 const VALIDATION_PREFIX: &str = "ILSVRC2012_val_";
 
-/// Finds the labels of images without a class folder: `--labels`, or what is beside ILSVRC2012's validation images
-/// of a folder.
+/// Finds the labels of images without a class folder: from `--labels`, or from files beside ILSVRC2012's validation
+/// images in a folder.
 ///
 /// # Errors
-/// If the file cannot be read, or is not one of labels.
+/// If the file cannot be read, or contains no labels.
 pub(crate) fn find_labels(
     records: &mut Records<'_>,
     format: SourceFormat,
@@ -81,7 +81,7 @@ pub(super) fn give_labels_of(
     Ok(())
 }
 
-/// Gives the records labels by their names.
+/// Assigns labels to the records by their names.
 pub(super) fn give_labels(
     records: &mut Records<'_>,
     labels: HashMap<String, String>,
@@ -195,7 +195,7 @@ fn csv_records(bytes: &[u8], separator: char) -> impl Iterator<Item = csv::Resul
         .into_records()
 }
 
-/// What separates the columns of a csv, by its first line.
+/// Returns the separator of a csv's columns, by its first line.
 fn separator(bytes: &[u8]) -> Result<char, String> {
     let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
     if first.trim_ascii_start().starts_with(b"{") {
@@ -222,16 +222,16 @@ fn separator(bytes: &[u8]) -> Result<char, String> {
     }
 }
 
-/// Whether a text is a WordNet id, such as n01440764.
+/// Returns whether a text is a WordNet id, such as n01440764.
 pub(super) fn is_wnid(text: &str) -> bool {
     text.len() == 9 && text.starts_with('n') && text[1..].bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Bytes of the header of a MATLAB file.
+/// Size in bytes of the header of a MATLAB file.
 const HEADER_BYTES: usize = 128;
-/// What the compressed elements together may unpack to.
+/// Maximum unpacked size in bytes of all compressed elements together.
 const MOST_BYTES: u64 = 64 << 20;
-/// Structs of the array; the real one has 1676.
+/// Maximum number of structs in the array; the real one has 1676.
 const MOST_STRUCTS: usize = 1 << 20;
 
 const INT8: u32 = 1;
@@ -251,18 +251,18 @@ const STRUCT_CLASS: u8 = 2;
 /// A synset of ILSVRC2012.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Synset {
-    /// Its number in the challenge.
+    /// Number in the challenge.
     pub id: u32,
-    /// Its WordNet id.
+    /// WordNet id.
     pub wnid: String,
-    /// The number of synsets below it; the classes have none.
+    /// Number of synsets below this one; 0 for the classes.
     pub children: u32,
 }
 
 /// Reads the variable `synsets`.
 ///
 /// # Errors
-/// The reason, if the file is damaged or holds something else.
+/// The reason, if the file is damaged or contains something else.
 pub(crate) fn read_synsets(file: &[u8]) -> Result<Vec<Synset>, String> {
     if file.len() < HEADER_BYTES || !file.starts_with(b"MATLAB 5.0 MAT-file") {
         return Err("it is not a MATLAB file of level 5".into());
@@ -291,13 +291,13 @@ pub(crate) fn read_synsets(file: &[u8]) -> Result<Vec<Synset>, String> {
     Err("it has no variable synsets".into())
 }
 
-/// Takes the next element: its type and its data.
+/// Takes the next element; returns its type and its data.
 fn element<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]), String> {
     let cut = || "it is cut".to_owned();
     let word = |at: usize| rest.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
     let first = word(0).ok_or_else(cut)?;
     if first >> 16 != 0 {
-        // A small element: its length is in the upper half of the first word, its data in the second.
+        // A small element has its length in the upper half of the first word, and its data in the second.
         let length = (first >> 16) as usize;
         let data = rest.get(4..4 + length).filter(|_| length <= 4).ok_or_else(cut)?;
         *rest = rest.get(8..).ok_or_else(cut)?;
@@ -312,7 +312,7 @@ fn element<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]), String> {
     Ok((first, data))
 }
 
-/// The synsets, if the array is a struct array of that name.
+/// Parses the synsets, if the array is a struct array of that name.
 fn synsets(mut matrix: &[u8]) -> Result<Option<Vec<Synset>>, String> {
     let (_, flags) = element(&mut matrix)?;
     let (_, dimensions) = element(&mut matrix)?;
@@ -347,7 +347,7 @@ fn synsets(mut matrix: &[u8]) -> Result<Option<Vec<Synset>>, String> {
     Ok(Some(synsets))
 }
 
-/// The data of an array's real part, with its type.
+/// Returns the type and data of an array's real part.
 fn real_part(mut matrix: &[u8]) -> Result<(u32, &[u8]), String> {
     for _ in ["flags", "dimensions", "name"] {
         element(&mut matrix)?;
@@ -355,7 +355,7 @@ fn real_part(mut matrix: &[u8]) -> Result<(u32, &[u8]), String> {
     element(&mut matrix)
 }
 
-/// A number, whatever type it was saved in.
+/// Parses a number, whatever type it was saved in.
 fn scalar(matrix: &[u8]) -> Option<u32> {
     let (kind, data) = real_part(matrix).ok()?;
     let value = match kind {
@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn elements_that_unpack_to_too_much_together_are_refused() {
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-        // Each alone is within the limit.
+        // Each element alone is within the limit.
         let zeros = vec![0; MOST_BYTES as usize / 2];
         std::io::Write::write_all(&mut encoder, &zeros).expect("written");
         let packed = encoder.finish().expect("finished");

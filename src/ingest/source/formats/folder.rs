@@ -11,12 +11,12 @@ use super::super::records::{Fault, ImageBytes, Records};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp, StorageError};
 
-/// What is below a folder.
+/// Files below a folder.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// Each file by its path, sorted by path.
+    /// Files with their paths, sorted by path.
     pub files: Vec<(String, ListedFile)>,
-    /// What cannot be taken, with the reason.
+    /// Entries that cannot be taken, with the reason.
     pub faults: Vec<(String, Fault)>,
 }
 
@@ -26,7 +26,7 @@ pub(super) type ListedFile = (u64, Option<Stamp>);
 /// Lists a folder.
 ///
 /// # Errors
-/// If it is not there, or the store fails.
+/// If the folder does not exist, or the store fails.
 pub(crate) fn list(root: &Location) -> Result<Listing, IngestError> {
     let Some(path) = root.local_path() else {
         let files = root.list()?.into_iter().map(|entry| (entry.name, (entry.bytes, entry.stamp))).collect();
@@ -39,12 +39,12 @@ pub(crate) fn list(root: &Location) -> Result<Listing, IngestError> {
     Ok(listing)
 }
 
-/// What tells a folder from any other of this machine.
+/// Returns device and inode, which identify a folder of this machine.
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Something in a folder.
+/// An entry of a folder.
 enum Found {
     File(ListedFile),
     /// One that is not above itself, by its [`identity`].
@@ -52,15 +52,15 @@ enum Found {
     Fault(Fault),
 }
 
-/// Lists a folder of this machine, its subfolders at the same time; links are followed, as torchvision does.
-/// `chain` is the folders above, so that a circle of links ends.
+/// Lists a folder of this machine, its subfolders concurrently; links are followed, as in torchvision. `chain` has the
+/// folders above, to detect cycles of links.
 fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listing, StorageError> {
     let fail = |error| failed("list", folder.display().to_string(), error);
     let entries: Vec<std::fs::DirEntry> =
         std::fs::read_dir(folder).and_then(Iterator::collect).map_err(fail)?;
     let look = |entry: &std::fs::DirEntry| -> Result<Found, StorageError> {
         let path = entry.path();
-        // One look-up a file: it follows links.
+        // One look-up for each file, which follows links.
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(error) if path.is_symlink() && leads_nowhere(&error) => {
@@ -106,14 +106,14 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
     Ok(listing)
 }
 
-/// Whether a link cannot be followed because of what it is, rather than because of the file system.
+/// Returns whether a link itself cannot be followed, rather than the file system failing.
 fn leads_nowhere(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     let is_circle = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
     is_circle || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// Adds the folder's images.
+/// Adds the images of the folder.
 pub(crate) fn collect(records: &mut Records<'_>, root: &Location, listing: Listing) {
     let origin = records.add_origin("");
     let container = records.containers.add_folder(root.clone());

@@ -1,8 +1,8 @@
 //! The official ILSVRC2012 archives.
 //!
-//! The training archive is a tar of one tar for each class; the validation archive is flat and has its labels
-//! elsewhere: in the development kit, or in a csv of file name and WordNet id. Nothing is unpacked: an image is a
-//! range of the archive. The other archives of the download are passed over by name.
+//! The training archive is a tar with one tar for each class. The validation archive is flat; its labels are in the
+//! development kit, or in a csv of file name and WordNet id. Nothing is unpacked: an image is a range of the
+//! archive. The other archives of the download are skipped by name.
 
 use rayon::prelude::*;
 
@@ -14,17 +14,17 @@ use super::{Tar, push_others};
 use crate::ingest::IngestError;
 use crate::storage::Location;
 
-/// What an archive of the download is.
+/// Kind of an archive of the download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Training,
     Validation,
     DevelopmentKit,
-    /// One that holds nothing to train or evaluate on.
+    /// An archive without images to train or evaluate on.
     PassedOver(&'static str),
 }
 
-/// Whether a member is the tar of a class, called by its WordNet id.
+/// Returns whether a member is the tar of a class, named by its WordNet id.
 fn is_class(member: &Member) -> bool {
     file_name(&member.path).strip_suffix(".tar").is_some_and(devkit::is_wnid)
 }
@@ -38,7 +38,7 @@ fn kind(tar: &Tar) -> Option<Kind> {
             Kind::PassedOver("the training images of task 3, which task 1 holds too")
         }
         () if all(is_class) => Kind::Training,
-        // In a folder of their class they are an ImageFolder.
+        // Images in a folder of their class are an ImageFolder instead.
         () if members.first().is_some_and(|member| member.path.starts_with("ILSVRC2012_val_")) => {
             Kind::Validation
         }
@@ -51,7 +51,7 @@ fn kind(tar: &Tar) -> Option<Kind> {
     })
 }
 
-/// Whether a tar is one of the official archives of labelled images.
+/// Returns whether a tar is one of the official archives of labelled images.
 pub(super) fn is_archive(tar: &Tar) -> bool {
     matches!(kind(tar), Some(Kind::Training | Kind::Validation))
 }
@@ -120,7 +120,7 @@ pub(super) fn collect(
     Err(IngestError::layout(&validation_archive, reason))
 }
 
-/// The archive's split, where its name does not say it.
+/// Returns the archive's split, if its name does not contain one.
 fn split_if_unnamed(records: &mut Records<'_>, tar: &Tar, split: &str) -> Option<Word> {
     splits_of_container(file_name(&tar.name)).is_empty().then(|| records.word(split))
 }

@@ -1,7 +1,7 @@
 //! Lists of images: csv or jsonl of path and, optionally, label and split.
 //!
-//! Paths start at the folder of the list; on this machine they may be absolute. A list without a column of
-//! labels is a set of unlabelled images.
+//! Paths start at the folder of the list; on this machine they may be absolute. Without a column of labels the images
+//! are unlabelled.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,13 +15,13 @@ use super::{LABEL_NAMES, SPLIT_NAME, choose_column, unread_split};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp};
 
-/// Names of the column that holds the path.
+/// Names of the column that contains the path.
 pub(super) const PATH_NAMES: [&str; 9] =
     ["path", "file", "filename", "file_name", "image", "filepath", "file_path", "image_path", "img_path"];
-/// What separates the columns of a csv, tried in this order.
+/// Separators of the columns of a csv, tried in this order.
 pub(super) const SEPARATORS: [char; 3] = [',', '\t', ';'];
 
-/// Whether a file that begins so is a list: jsonl, or a csv whose first line names a column of paths.
+/// Returns whether the first bytes are those of a list: jsonl, or a csv whose first line names a column of paths.
 pub(crate) fn looks_like_list(head: &[u8]) -> bool {
     let first = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
     // The head may end within a character.
@@ -40,7 +40,7 @@ pub(crate) fn looks_like_list(head: &[u8]) -> bool {
         || (first.starts_with('{') && PATH_NAMES.iter().any(|name| first.contains(&format!("\"{name}\""))))
 }
 
-/// Reads a csv; what is in quotes holds no separator.
+/// Makes a reader of a csv, in which quoted text contains no separators.
 fn reader(text: &str, separator: char) -> csv::Reader<&[u8]> {
     csv::ReaderBuilder::new().trim(csv::Trim::All).delimiter(separator as u8).from_reader(text.as_bytes())
 }
@@ -154,7 +154,7 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
         }
         objects.push((number, object));
     }
-    // What a field means is decided over all lines together.
+    // The meaning of a field is decided over all lines together.
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let Columns { path, label, split } = find_columns(records, list, &names)?;
     let mut lines = Vec::with_capacity(objects.len());
@@ -179,14 +179,14 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     Ok(lines)
 }
 
-/// Which columns hold the path, the label and the split.
+/// Columns with the path, the label and the split.
 struct Columns {
     path: usize,
     label: Option<usize>,
     split: Option<usize>,
 }
 
-/// Finds the columns, notes for people where labels come from, and warns of a column that may hold the split.
+/// Finds the columns, notes the origin of labels, and warns of a column that may contain the split.
 fn find_columns(records: &mut Records<'_>, list: &Location, names: &[&str]) -> Result<Columns, IngestError> {
     let options = records.options;
     let find = |option, asked: &Option<String>, known: &[&str]| {
@@ -230,7 +230,7 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
                 examples(&columns.iter().collect::<Vec<_>>())
             )));
         }
-        // A header of one name is the same by each separator.
+        // A header of one name is the same with each separator.
         [(one, header), (other, _), ..] if header.len() > 1 => {
             return Err(wrong(format!(
                 "its first line names a column of paths both by {one:?} and by {other:?} between columns: put a name \

@@ -1,8 +1,8 @@
-//! What a layout means: one file for each form in which people hold images.
+//! Interpretation of layouts, with one file for each supported format.
 //!
-//! A form lists records and says what it knows of each; splits, classes and labels are decided over all records
-//! together by [`super::arrange`]. What a tar is, its members decide: [`collect_tars`].
-//! Which column of a table or list is meant: [`choose_column`].
+//! A format lists records with its evidence of each; [`super::arrange`] decides splits, classes and labels over all
+//! records together. [`collect_tars`] recognises the kind of a tar by its members.
+//! [`choose_column`] selects columns of tables and lists.
 
 mod cifar;
 pub(super) mod devkit;
@@ -28,7 +28,7 @@ use super::records::{Container, ImageBytes, Records, Word, shown};
 use crate::ingest::{IngestError, work_through};
 use crate::storage::Location;
 
-/// A member that holds words, not pixels, is not longer than this.
+/// Maximum size in bytes of a member that contains text rather than pixels.
 const MOST_TEXT_BYTES: u64 = 16 << 20;
 
 /// Lists the tars and adds their images; `others` are files beside them.
@@ -86,19 +86,19 @@ pub(super) fn collect_tars(
     Ok(SourceFormat::Tar)
 }
 
-/// A tar that was listed.
+/// A listed tar.
 #[derive(Debug)]
 struct Tar {
     location: Location,
-    /// Its name below the source.
+    /// Name below the source.
     name: String,
-    /// Its bytes: a copy, if it was compressed.
+    /// File with the tar's bytes: a copy, if the tar is compressed.
     file: SourceFile,
     index: Index,
 }
 
 impl Tar {
-    /// Lists a tar. Of its json members only what may be a label is kept, `label_column` among it.
+    /// Lists a tar. Of its json members only fields that may be labels are kept, including `label_column`.
     /// The spool is for one that is compressed.
     fn open(
         container: &Container,
@@ -144,7 +144,7 @@ fn push_others(records: &mut Records<'_>, origin: u32, index: &Index) {
     index.faults.iter().for_each(|(path, fault)| records.push_fault(origin, path, *fault));
 }
 
-/// Names of the column that holds the label.
+/// Names of the column that contains the label.
 const LABEL_NAMES: [&str; 12] = [
     "label",
     "labels",
@@ -159,13 +159,13 @@ const LABEL_NAMES: [&str; 12] = [
     "class_name",
     "class_id",
 ];
-/// The name of the column that holds the split.
+/// Name of the column that contains the split.
 const SPLIT_NAME: &str = "split";
 
-/// Names of columns that may hold the split as well, but are not read.
+/// Names of columns that may also contain the split, but are not read.
 const OTHER_SPLIT_NAMES: [&str; 6] = ["splits", "set", "subset", "partition", "data_split", "phase"];
 
-/// A warning of a column that may hold the split and is not read; `split` itself where `reads_split` is not set.
+/// Warns of a column that may contain the split and is not read; also of `split` itself, unless `reads_split` is set.
 fn unread_split(names: &[&str], reads_split: bool) -> Option<String> {
     let has_split = names.iter().any(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
     if has_split && reads_split {
@@ -181,10 +181,10 @@ fn unread_split(names: &[&str], reads_split: bool) -> Option<String> {
     Some(format!("the column `{found}` is not read as the split; {instead}"))
 }
 
-/// The column that was asked for, or the only one with a known name, in any case; `None` if there is none.
+/// Returns the requested column, or the only one with a known name, in any case; `None` if there is none.
 ///
 /// # Errors
-/// The reason, if the column that was asked for does not exist, or several could be meant.
+/// The reason, if the requested column does not exist, or several have known names.
 fn choose_column(
     names: &[&str],
     option: &str,

@@ -1,7 +1,7 @@
-//! Hugging Face image datasets: an `image` struct of `bytes` and `path`, and perhaps a `label`.
+//! Hugging Face image datasets: an `image` struct of `bytes` and `path`, and possibly a `label`.
 //!
-//! Rows come out of compressed row groups in order only. So labels and names are read first, for the plan; the
-//! images are copied to this machine once it is carried out, and read from the copy in any order.
+//! Rows of compressed row groups can only be read in order. Labels and names are therefore read first, for the plan.
+//! The ingest copies the images to this machine, and reads them from the copy in any order.
 
 use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom};
@@ -28,24 +28,24 @@ use crate::ingest::{IngestError, IngestOptions};
 use crate::progress::Progress;
 use crate::storage::Location;
 
-/// Rows that are in memory at once.
+/// Number of rows that are in memory at once.
 const ROWS: usize = 64;
-/// Rows of labels and names that are in memory at once.
+/// Number of rows of labels and names that are in memory at once.
 const SMALL_ROWS: usize = 8192;
 /// Names of the column of images.
 const IMAGE_NAMES: [&str; 6] = ["image", "img", "picture", "jpg", "jpeg", "png"];
 
-/// A table whose images are to be copied.
+/// A table whose images are still to be copied.
 #[derive(Debug)]
 pub(crate) struct Table {
     location: Location,
-    /// As it was listed: a change since then is an error.
+    /// File as listed; a change since then is an error.
     file: SourceFile,
-    /// The column of images.
+    /// Name of the column of images.
     image: String,
 }
 
-/// What a table says of its images, without their bytes.
+/// Information of a table on its images, without their bytes.
 #[derive(Debug)]
 struct TableIndex {
     table: Table,
@@ -56,16 +56,16 @@ struct TableIndex {
     label_column: Option<String>,
     /// Whether any row may have bytes, by the table's statistics.
     has_bytes: bool,
-    /// The mean size of an image by the table's metadata.
+    /// Mean size of an image in bytes, by the table's metadata.
     mean_bytes: u64,
-    /// A warning of a column that may hold the split.
+    /// Warning of a column that may contain the split.
     unread_split: Option<String>,
 }
 
-/// A column of texts; null where there is none.
+/// A column of texts; `None` for nulls.
 type Texts = Vec<Option<String>>;
 
-/// Adds the images of the tables; their bytes are copied by [`fetch`].
+/// Adds the images of the tables; [`fetch`] copies their bytes.
 pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<Vec<Table>, IngestError> {
     records.naming = Naming::ByLabel;
     let options = records.options;
@@ -136,12 +136,12 @@ pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<
     Ok(tables)
 }
 
-/// The name of an image that has none; [`fetch`] adds the ending, once the image's bytes are known.
+/// Returns a name for an unnamed image; [`fetch`] adds the extension, once the image's bytes are known.
 fn row_name(table: &Location, row: u64) -> String {
     format!("{}-{row:08}", table.file_name().trim_end_matches(".parquet"))
 }
 
-/// Parquet's reader may panic on a damaged file: that is an error of the file.
+/// Runs Parquet's reader; its panic, as on a damaged file, becomes an error of the file.
 fn guarded<T>(location: &Location, work: impl FnOnce() -> Result<T, IngestError>) -> Result<T, IngestError> {
     guard(work).unwrap_or_else(|message| {
         Err(IngestError::layout(location, format!("damaged: its reader failed: {message}")))
@@ -204,7 +204,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, Inge
         rows += group_rows;
         has_bytes |= !all_null;
     }
-    // Only what is small: names, labels and splits.
+    // Only small columns: names, labels and splits.
     let parquet_schema = builder.parquet_schema();
     let is_small = |leaf: &usize| {
         let column = parquet_schema.column(*leaf);
@@ -303,7 +303,7 @@ fn is_text(kind: &DataType) -> bool {
         || matches!(kind, DataType::Dictionary(_, values) if is_text(values))
 }
 
-/// A column as texts, whatever holds them: strings, categories, numbers.
+/// Converts a column of strings, categories or numbers to texts.
 fn texts(location: &Location, column: &ArrayRef) -> Result<Texts, IngestError> {
     if column.data_type() == &DataType::Null {
         return Ok(vec![None; column.len()]);
@@ -312,7 +312,7 @@ fn texts(location: &Location, column: &ArrayRef) -> Result<Texts, IngestError> {
     Ok(column.as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect())
 }
 
-/// What the numbers of a column are called, from Hugging Face's entry.
+/// Returns the names of a column's numbers, from Hugging Face's metadata entry.
 fn names_of_numbers(
     builder: &ParquetRecordBatchReaderBuilder<Chunks>,
     schema: &Schema,
@@ -328,7 +328,7 @@ fn names_of_numbers(
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
     match names {
         serde_json::Value::Array(names) => names.iter().map(text).collect(),
-        // As dataset cards have it: number to name.
+        // As in dataset cards: number to name.
         serde_json::Value::Object(names) => {
             (0..names.len()).map(|number| text(names.get(&number.to_string())?)).collect()
         }
@@ -336,7 +336,7 @@ fn names_of_numbers(
     }
 }
 
-/// Copies the images of the tables that entries name, and points the entries to the copy.
+/// Copies the images that entries name, and updates the entries to refer to the copy.
 pub(crate) fn fetch(
     tables: &[Table],
     splits: &mut BTreeMap<String, Vec<Entry>>,
@@ -395,7 +395,7 @@ pub(crate) fn fetch(
     Ok(())
 }
 
-/// The column of images, a few rows at a time.
+/// Reads the column of images, a few rows at a time.
 fn images(table: &Table) -> Result<ParquetRecordBatchReader, IngestError> {
     let builder = open(&table.location, table.file.clone())?;
     let image = builder.schema().index_of(&table.image).map_err(unreadable(&table.location))?;
@@ -403,7 +403,7 @@ fn images(table: &Table) -> Result<ParquetRecordBatchReader, IngestError> {
     builder.with_projection(mask).with_batch_size(ROWS).build().map_err(unreadable(&table.location))
 }
 
-/// The bytes of a column of images.
+/// Returns the bytes of a column of images.
 fn bytes_of(column: &ArrayRef) -> ArrayRef {
     match column.as_any().downcast_ref::<StructArray>() {
         Some(parts) => parts.column_by_name("bytes").expect("the schema was checked").clone(),
@@ -411,7 +411,7 @@ fn bytes_of(column: &ArrayRef) -> ArrayRef {
     }
 }
 
-/// An image's bytes.
+/// Returns an image's bytes; `None` for a null.
 fn value(column: &ArrayRef, at: usize) -> Option<&[u8]> {
     if column.is_null(at) {
         return None;
@@ -424,7 +424,7 @@ fn value(column: &ArrayRef, at: usize) -> Option<&[u8]> {
     }
 }
 
-/// A file, wherever it is, as Parquet's reader wants it.
+/// A file, local or not, for Parquet's reader.
 struct Chunks {
     file: SourceFile,
     location: Location,

@@ -1,6 +1,6 @@
-//! WebDataset shards: members with one key and several endings are one sample.
+//! WebDataset shards, in which members with one key and several endings are one sample.
 //!
-//! A key ends at the first dot of the file name, as webdataset has it. `key.jpg` is the image; its label is in
+//! A key ends at the first dot of the file name, as in webdataset. `key.jpg` is the image; its label is in
 //! `key.cls` (a number or a name) or in `key.json`. Other members of a sample, such as a mask `key.seg.png`, are
 //! not separate images.
 
@@ -14,20 +14,20 @@ use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records
 use super::{LABEL_NAMES, SPLIT_NAME, Tar, choose_column, push_others};
 use crate::ingest::{IngestError, IngestOptions};
 
-/// What a label's member holds.
+/// Content of a label's member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum LabelText {
-    /// A number or a name, and the field that it was in.
+    /// A number or a name, and the json field that contained it.
     Text(String, Option<String>),
-    /// It says that the image has no label.
+    /// An explicit statement that the image has no label.
     Absent,
-    /// A description of an image that says nothing of a label.
+    /// A description of an image without a label.
     None,
-    /// Neither, with the reason.
+    /// Unreadable content, with the reason.
     Unreadable(String),
 }
 
-/// Key and ending: the name is cut at the first dot after the last slash.
+/// Splits a path at the first dot after the last slash into key and ending.
 fn split_name(path: &str) -> (&str, &str) {
     let name = path.len() - file_name(path).len();
     match path[name..].find('.') {
@@ -36,7 +36,7 @@ fn split_name(path: &str) -> (&str, &str) {
     }
 }
 
-/// Whether a member's name is that of a label.
+/// Returns whether a member's name is that of a label.
 pub(super) fn is_label(path: &str) -> bool {
     is_label_ending(split_name(path).1)
 }
@@ -45,8 +45,8 @@ fn is_label_ending(ending: &str) -> bool {
     is_among(ending, &["cls", "json"])
 }
 
-/// Keeps of a json member only the fields in which a label is looked for: millions of descriptions would fill the
-/// memory. What is not JSON stays, for its error.
+/// Keeps only the fields of a json member that may contain a label, since millions of descriptions would fill the
+/// memory. Invalid JSON is kept for its error.
 pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
     let Some(text) = &member.text else { return };
     if !split_name(&member.path).1.eq_ignore_ascii_case("json") {
@@ -54,7 +54,7 @@ pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
     }
     if let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_slice(text) {
         match column {
-            // The names of the others are for an error.
+            // The names of the other fields are kept for an error.
             Some(column) => fields.iter_mut().filter(|(name, _)| *name != column).for_each(|(_, value)| {
                 value.take();
             }),
@@ -65,7 +65,7 @@ pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
     }
 }
 
-/// Reads a label's member; `column` names the field of a `.json`.
+/// Reads the label of a member; `column` names the field of a `.json`.
 fn read_label(member: &Member, column: Option<&str>) -> LabelText {
     let unreadable = |reason: &str| LabelText::Unreadable(format!("holds no label: {reason}"));
     let Some(bytes) = &member.text else { return unreadable("it is too long for one") };
@@ -103,13 +103,13 @@ fn read_label(member: &Member, column: Option<&str>) -> LabelText {
     }
 }
 
-/// Whether a json member has a field `split`.
+/// Returns whether a json member has a field `split`.
 fn names_split(text: &[u8]) -> bool {
     let fields = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text);
     fields.is_ok_and(|fields| fields.keys().any(|name| name.eq_ignore_ascii_case(SPLIT_NAME)))
 }
 
-/// Whether a tar holds samples with labels, or, where no image has a folder, samples of several members.
+/// Returns whether a tar contains samples with labels, or, if no image has a folder, samples of several members.
 pub(super) fn has_samples(tar: &Tar, options: &IngestOptions) -> bool {
     let taken = || tar.index.members.iter().filter(|member| !is_ignored(options, tar, member));
     let labelled: HashSet<&str> =
@@ -118,7 +118,7 @@ pub(super) fn has_samples(tar: &Tar, options: &IngestOptions) -> bool {
     if images().any(|image| labelled.contains(split_name(&image.path).0)) {
         return true;
     }
-    // `1.jpg` beside `1.seg.jpg`, where no folder can be a class.
+    // `1.jpg` beside `1.seg.jpg`, if no folder can be a class.
     let (plain, other): (Vec<&Member>, Vec<&Member>) =
         images().partition(|image| is_image_ending(split_name(&image.path).1));
     let keys: HashSet<&str> = plain.iter().map(|image| split_name(&image.path).0).collect();
@@ -126,22 +126,22 @@ pub(super) fn has_samples(tar: &Tar, options: &IngestOptions) -> bool {
     !has_folders && other.iter().any(|image| keys.contains(split_name(&image.path).0))
 }
 
-/// Whether `--ignore` leaves a member out.
+/// Returns whether `--ignore` leaves a member out.
 fn is_ignored(options: &IngestOptions, tar: &Tar, member: &Member) -> bool {
     if options.ignore.is_empty() {
         return false;
     }
     let path = shown(&tar.name, &member.path);
-    // Each pattern is asked, so that each is known to match something.
+    // Each pattern is tried, so that each records its match.
     options.ignore.iter().filter(|glob| glob.matches(&path)).count() > 0
 }
 
-/// What the members of a tar are.
+/// Members of a tar, by their role.
 #[derive(Debug, Default)]
 struct Samples<'a> {
-    /// Each image with its label's member.
+    /// Images, each with its label's member.
     images: Vec<(&'a Member, Option<&'a Member>)>,
-    /// Images by their names whose sample has none, since its key ends at an earlier dot.
+    /// Members with an image's name whose sample has no image, since its key ends at an earlier dot.
     lost: Vec<&'a Member>,
     others: Vec<&'a Member>,
 }
@@ -156,7 +156,7 @@ fn samples(members: &[Member]) -> Result<Samples<'_>, (&str, &str)> {
     for member in members {
         let (key, ending) = split_name(&member.path);
         if is_label_ending(ending) {
-            // A `.cls` beside a `.json` is the label.
+            // A `.cls` beats a `.json`.
             let known = labels.entry(key).or_insert(member);
             if ending.eq_ignore_ascii_case("cls") {
                 *known = member;
@@ -181,30 +181,30 @@ fn samples(members: &[Member]) -> Result<Samples<'_>, (&str, &str)> {
     Ok(samples)
 }
 
-/// The image's path, if it has a folder in its tar.
+/// Returns the image's path, if it has a folder in its tar.
 fn below_a_folder(tar_name: &str, image: &Member) -> Option<String> {
     image.path.trim_start_matches("./").contains('/').then(|| shown(tar_name, &image.path))
 }
 
-/// What the labels of all samples are like.
+/// Properties of the labels of all samples.
 #[derive(Default)]
 struct Found {
-    /// The fields of json members that hold them.
+    /// Fields of json members that contain labels.
     fields: BTreeSet<String>,
     labelled: u64,
-    /// Json members without such a field, and one of them.
+    /// Number of json members without such a field; `known` is one of them.
     without_field: u64,
     known: Option<Arc<[u8]>>,
-    /// An image that nothing gives a label but a folder.
+    /// An image that has no label but a folder.
     in_folder: Option<String>,
     has_split: bool,
 }
 
 impl Found {
-    /// What is known of an image's class.
+    /// Returns the evidence of an image's class.
     ///
     /// # Errors
-    /// If its member cannot be read.
+    /// If the label's member cannot be read.
     fn evidence(
         &mut self,
         records: &mut Records<'_>,
@@ -236,10 +236,10 @@ impl Found {
         Ok(Evidence::Absent)
     }
 
-    /// Says where the labels come from.
+    /// Notes the origin of the labels.
     ///
     /// # Errors
-    /// If that can be read in two ways, or `--label-column` has no effect.
+    /// If the labels are ambiguous, or `--label-column` has no effect.
     fn tell(self, records: &mut Records<'_>) -> Result<(), IngestError> {
         let Self { fields, labelled, without_field, known, in_folder, has_split } = self;
         let options = records.options;
@@ -298,7 +298,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         let origin = records.add_origin(&tar.name);
         push_others(records, origin, &tar.index);
         let members: Vec<Member> = std::mem::take(&mut tar.index.members);
-        // Of two images of one sample one may be ignored.
+        // One of two images of a sample may be ignored.
         let (ignored, members): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| is_ignored(options, &tar, member));
         for member in &ignored {

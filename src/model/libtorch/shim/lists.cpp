@@ -1,4 +1,4 @@
-// Operators over lists of tensors, which are few launches on a GPU whatever the number of tensors.
+// Operators over lists of tensors: a few launches on a GPU for any number of tensors.
 
 #include "shim.hpp"
 
@@ -55,7 +55,7 @@ int32_t model_set_gradients(const at::Tensor* const* parameters, const at::Tenso
   });
 }
 
-// The norm of all gradients together, a f64 scalar; a null where there is none.
+// Returns the norm of all gradients together, a f64 scalar; null without gradients.
 int32_t model_gradient_norm(const at::Tensor* const* parameters, size_t count, at::Tensor** norm) {
   return guarded([&] {
     at::NoGradGuard no_grad;
@@ -74,7 +74,7 @@ int32_t model_gradient_norm(const at::Tensor* const* parameters, size_t count, a
   });
 }
 
-// `scale`: what the gradients are divided by, a f32 scalar on their device, or null.
+// `scale`: the divisor of the gradients, a f32 scalar on their device, or null.
 int32_t model_fused_sgd(
     const at::Tensor* const* parameters,
     const at::Tensor* const* buffers,
@@ -117,7 +117,7 @@ int32_t model_fused_adamw(
   });
 }
 
-// The updates of layer-wise adaptive rates; see optim/lars.rs. The gradients are used up.
+// Updates of layer-wise adaptive rates; see `lars` in mod.rs. Overwrites the gradients.
 int32_t model_lars(
     const at::Tensor* const* parameters,
     const at::Tensor* const* buffers,

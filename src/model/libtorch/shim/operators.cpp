@@ -17,7 +17,7 @@ namespace {
 
 thread_local std::string last_error;
 
-// Operators that start nothing on a device: views, allocations, and reads, which are counted apart.
+// Operators that launch nothing on a device: views, allocations, and reads, which are counted separately.
 const std::unordered_set<std::string>& without_launch() {
   static const std::unordered_set<std::string> names{
       "aten::alias",        "aten::as_strided",   "aten::as_strided_",    "aten::broadcast_to",
@@ -38,7 +38,7 @@ const std::unordered_set<std::string>& without_launch() {
   return names;
 }
 
-// Elementwise operators and sums: on the CPU they copy their scalars, which launches nothing on a GPU.
+// Elementwise operators and sums, which on the CPU copy their scalars; on a GPU those copies launch nothing.
 const std::unordered_set<std::string>& elementwise() {
   static const std::unordered_set<std::string> names = [] {
     std::unordered_set<std::string> all;
@@ -57,8 +57,8 @@ const std::unordered_set<std::string>& elementwise() {
   return names;
 }
 
-// What counts as one, whatever it calls: those, an operator on lists, which on the CPU calls one for each tensor, and
-// the addition of a gradient to another.
+// Whether an operator counts as one, whatever it calls: elementwise ones, those on lists, which on the CPU
+// call one for each tensor, and the addition of a gradient to another.
 bool is_whole(const char* name) {
   return std::strncmp(name, "aten::_foreach_", 15) == 0 || std::strncmp(name, "aten::_fused_", 13) == 0 ||
       std::strcmp(name, "torch::autograd::AccumulateGrad") == 0 || elementwise().count(name) != 0;
@@ -97,7 +97,7 @@ void end(const at::RecordFunction& function, at::ObserverContext*) {
   frames.pop_back();
   const std::string name = function.name();
   if (name == "aten::_local_scalar_dense") {
-    // A list's operator that reads on the CPU does not on a GPU.
+    // A list operator that reads a scalar on the CPU does not do so on a GPU.
     if (!within_whole()) {
       std::lock_guard<std::mutex> lock(counting);
       counts[name]++;
@@ -115,7 +115,7 @@ void end(const at::RecordFunction& function, at::ObserverContext*) {
   if (!frames.empty()) {
     frames.back().has_launched = true;
   }
-  // Of what calls others those are counted.
+  // Of nested operators only the innermost count.
   if ((frame.whole || !frame.has_launched) && !within_whole()) {
     std::lock_guard<std::mutex> lock(counting);
     counts[name]++;
@@ -127,7 +127,7 @@ void end(const at::RecordFunction& function, at::ObserverContext*) {
 int32_t model_shim::fail(const char* message) noexcept {
   try {
     last_error = message;
-    // Behind it libtorch says where it was raised, with the stack.
+    // Drop libtorch's source location and stack.
     last_error.resize(std::min(last_error.find("\nException raised from"), last_error.size()));
   } catch (...) {
     last_error.clear();
@@ -162,7 +162,7 @@ int32_t model_operators_stop() {
   });
 }
 
-// The counts since the last call, a line each: number, space, name. To be freed by model_text_free.
+// Returns the counts since the last call, a line each: number, space, name. Free with model_text_free.
 int32_t model_operators_take(char** text) {
   return model_shim::guarded([&] {
     std::string all;

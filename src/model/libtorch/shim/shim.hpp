@@ -1,4 +1,4 @@
-// What the parts of this shim share: what tch does not expose of libtorch, behind C functions.
+// Declarations shared by the files of this shim, which exposes functions of libtorch that tch lacks.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@ namespace model_shim {
 // Keeps the message for model_last_error of this thread.
 int32_t fail(const char* message) noexcept;
 
-// Runs the body; no exception leaves it. 0: done; 1: failed. libtorch's exceptions are standard ones too; named here,
-// their type would link the program `instdisc` to libtorch, which it does without.
+// Runs the body; no exception leaves it. 0: done; 1: failed. Catches only standard exceptions, which libtorch's are
+// too: naming their type would link the program `instdisc`, which does without libtorch, to it.
 template <class Body>
 inline int32_t guarded(Body&& body) noexcept {
   try {

@@ -1,4 +1,4 @@
-// Copies between the host and a GPU that do not stop the host.
+// Copies between the host and a GPU that do not block the host.
 
 #include "shim.hpp"
 
@@ -15,7 +15,7 @@ using model_shim::guarded;
 
 namespace {
 
-// A stream for copies to each device, beside the one that computes.
+// Returns a stream for copies to each device, separate from the compute stream.
 c10::Stream copy_stream(c10::Device device) {
   thread_local std::map<c10::DeviceIndex, c10::Stream> streams;
   auto found = streams.find(device.index());
@@ -30,8 +30,8 @@ c10::Stream copy_stream(c10::Device device) {
 
 extern "C" {
 
-// Copies bytes to a CUDA device beside what it computes; what is computed from now on waits for them. The bytes are
-// read before this returns: they go through pinned memory, which libtorch keeps for the next copy.
+// Copies bytes to a CUDA device while it computes; later computation waits for them. The bytes are read
+// before this returns, into pinned memory that libtorch keeps for the next copy.
 int32_t model_upload(const uint8_t* bytes, int64_t len, int32_t device_index, at::Tensor** out) {
   return guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device_index));
@@ -55,7 +55,7 @@ int32_t model_upload(const uint8_t* bytes, int64_t len, int32_t device_index, at
   });
 }
 
-// Marks what a CUDA device has been given so far.
+// Marks the work queued on a CUDA device so far.
 int32_t model_event_new(int32_t device_index, c10::Event** out) {
   return guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device_index));
@@ -65,7 +65,7 @@ int32_t model_event_new(int32_t device_index, c10::Event** out) {
   });
 }
 
-// Waits until the device has done it.
+// Waits until the device has done the marked work.
 int32_t model_event_wait(const c10::Event* event) {
   return guarded([&] { event->synchronize(); });
 }

@@ -1,4 +1,4 @@
-// Stands in for cuBLAS, cuSPARSE and cuSOLVER where only CUDA's small wheels are installed.
+// Stand-in for cuBLAS, cuSPARSE and cuSOLVER where only CUDA's small wheels are installed.
 //
 // ATen/cuda/CUDAContext.h names these types in declarations that cuda.cpp never uses; where the real headers are
 // installed, they are found first.

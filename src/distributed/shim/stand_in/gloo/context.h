@@ -1,8 +1,8 @@
-// Stands in for gloo's headers, which libtorch's wheel leaves out although libtorch_cpu exports gloo itself.
+// Stand-in for gloo's headers, which libtorch's wheel omits although libtorch_cpu exports gloo itself.
 //
-// c10d's ProcessGroupGloo.hpp needs these names and no more: it holds pointers to gloo's types and derives one
-// class from its abstract store. Nothing of gloo is instantiated here, so no layout depends on this file;
-// gloo.cpp checks the size of ProcessGroupGloo.
+// c10d's ProcessGroupGloo.hpp needs only these names: it holds pointers to gloo's types and derives one class
+// from its abstract store. No gloo type is instantiated here, so no layout depends on this file; gloo.cpp
+// checks the size of ProcessGroupGloo.
 #pragma once
 
 #include <chrono>

@@ -1,8 +1,8 @@
-//! The bytes of a tar, with errors that name it: header blocks with their fields and checksums, the records of pax's
-//! extended headers, and the maps of sparse members.
+//! The bytes of a tar: header blocks with their fields and checksums, the records of pax's extended headers, and the
+//! maps of sparse members. Errors name the tar.
 //!
-//! The formats are those of POSIX ustar and pax, GNU tar (old and new), star as far as it is ustar, and the Unix V7 of
-//! old. Sparse maps are those of GNU tar's old format, and of its formats 0.0, 0.1 and 1.0 in pax.
+//! The formats are those of POSIX ustar and pax, GNU tar (old and new), star as far as it is ustar, and old Unix V7.
+//! Sparse maps are those of GNU tar's old format, and of its formats 0.0, 0.1 and 1.0 in pax.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -12,13 +12,13 @@ use super::super::file::{Extent, Piece};
 use crate::ingest::IngestError;
 use crate::storage::StorageError;
 
-/// A tar's unit of length.
+/// Unit of length of a tar, in bytes.
 pub(super) const BLOCK: u64 = 512;
 
 /// A block of a tar that may be a header.
 pub(super) struct Header([u8; BLOCK as usize]);
 
-/// Whether these first bytes are a tar's: the checksum of a header is right.
+/// Returns whether these first bytes belong to a tar: the checksum of a header is right.
 pub(crate) fn looks_like_tar(head: &[u8]) -> bool {
     let block = head.get(..BLOCK as usize).and_then(|block| block.try_into().ok());
     block.is_some_and(|block| Header(block).has_right_checksum())
@@ -29,8 +29,8 @@ impl Header {
         self.0.iter().all(|&byte| byte == 0)
     }
 
-    /// Whether the stored sum is that of the bytes, its own field counted as blanks. Some old programs added
-    /// signed bytes.
+    /// Returns whether the stored checksum is that of the bytes, with its own field counted as blanks. Some old
+    /// programs added signed bytes.
     pub(super) fn has_right_checksum(&self) -> bool {
         let field = 148..156;
         let Some(stored) = octal(&self.0[field.clone()]) else { return false };
@@ -45,7 +45,7 @@ impl Header {
         self.0[156]
     }
 
-    /// The name with its prefix; only POSIX headers have one.
+    /// Returns the name with its prefix, which only POSIX headers have.
     pub(super) fn name(&self) -> Vec<u8> {
         let name = until_nul(&self.0[..100]);
         let prefix = until_nul(&self.0[345..500]);
@@ -60,12 +60,12 @@ impl Header {
         until_nul(&self.0[157..257]).to_vec()
     }
 
-    /// The bytes of data that follow.
+    /// Returns the number of bytes of data that follow.
     pub(super) fn size(&self) -> Option<u64> {
         number(&self.0[124..136])
     }
 
-    /// Whether it is GNU tar's, whose sparse headers differ from star's.
+    /// Returns whether the header is GNU tar's, whose sparse headers differ from star's.
     pub(super) fn is_gnu(&self) -> bool {
         &self.0[257..265] == b"ustar  \0"
     }
@@ -81,7 +81,7 @@ pub(super) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-/// A number in octal digits, or in GNU's binary form for what is larger.
+/// Parses a number in octal digits, or in GNU's binary form for larger ones.
 fn number(field: &[u8]) -> Option<u64> {
     match field {
         [0x80, rest @ ..] => {
@@ -93,29 +93,29 @@ fn number(field: &[u8]) -> Option<u64> {
     }
 }
 
-/// Octal digits between blanks, ended by a NUL or a blank.
+/// Parses octal digits between blanks, ended by a NUL or a blank.
 fn octal(field: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(until_nul(field)).ok()?.trim_matches(' ');
     u64::from_str_radix(text, 8).ok().filter(|_| !text.starts_with('+'))
 }
 
-/// A number of decimal digits and nothing else.
+/// Parses a number that consists only of decimal digits.
 fn decimal(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|_| !digits.starts_with(b"+"))
 }
 
-/// The records of extended headers that matter.
+/// Relevant records of extended headers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PaxRecords {
     pub path: Option<Vec<u8>>,
     pub link_path: Option<Vec<u8>>,
     pub size: Option<u64>,
     pub sparse: Option<SparseRecords>,
-    /// star's own way to say that a file is sparse.
+    /// Whether star's own record marks the file as sparse.
     pub is_star_sparse: bool,
 }
 
-/// What GNU tar writes of a sparse file, in its formats 0.0, 0.1 and 1.0.
+/// GNU tar's records of a sparse file, in its formats 0.0, 0.1 and 1.0.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SparseRecords {
     pub major: Option<u64>,
@@ -124,15 +124,15 @@ pub(super) struct SparseRecords {
     pub size: Option<u64>,
     pub count: Option<u64>,
     pub map: Vec<(u64, u64)>,
-    /// An offset whose length has not come yet.
+    /// Offset whose length has not been read yet.
     pub offset: Option<u64>,
 }
 
 impl PaxRecords {
-    /// Takes the records of one extended header; `None` if one is malformed.
+    /// Reads the records of one extended header; `None` if one is malformed.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Option<()> {
         for (key, value) in pax_records(bytes)? {
-            // An empty value takes back an earlier one.
+            // An empty value cancels an earlier one.
             let text = || (!value.is_empty()).then(|| value.to_vec());
             match key {
                 b"path" => self.path = text(),
@@ -176,8 +176,8 @@ impl SparseRecords {
     }
 }
 
-/// Takes the records of a header for all members that follow; `None` if it is malformed. Programs write comments
-/// and times there. A name or a size for all members at once is not a tar that a program wrote.
+/// Checks the header for all members that follow; `None` if it is malformed. Programs write comments and times there.
+/// No program writes a name or a size for all members at once.
 pub(super) fn check_global(bytes: &[u8]) -> Option<()> {
     let sets_members = |key: &[u8]| {
         matches!(key, b"path" | b"linkpath" | b"size" | b"SCHILY.filetype") || key.starts_with(b"GNU.sparse.")
@@ -185,7 +185,7 @@ pub(super) fn check_global(bytes: &[u8]) -> Option<()> {
     pax_records(bytes)?.iter().all(|(key, _)| !sets_members(key)).then_some(())
 }
 
-/// The records of an extended header, `length key=value` each; `None` if one is malformed.
+/// Parses the records of an extended header, each `length key=value`; `None` if one is malformed.
 fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut records = Vec::new();
     while bytes.iter().any(|&byte| byte != 0) {
@@ -199,7 +199,7 @@ fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     Some(records)
 }
 
-/// The bytes of a tar.
+/// Reader of a tar's bytes.
 pub(super) struct TarReader<'a, R> {
     pub name: &'a str,
     pub reader: R,
@@ -220,7 +220,7 @@ impl<R: Read + Seek> TarReader<'_, R> {
         self.wrong(offset, reason)
     }
 
-    /// Fills the buffer; the range is inside of the file.
+    /// Fills the buffer from a range inside of the file.
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), IngestError> {
         let mut read = || {
             self.reader.seek(SeekFrom::Start(offset))?;
@@ -247,7 +247,7 @@ impl<R: Read + Seek> TarReader<'_, R> {
         Ok(Header(block))
     }
 
-    /// The map of an old GNU sparse member: in its header, and in blocks that follow it.
+    /// Reads the map of an old GNU sparse member, in its header and in blocks that follow it.
     pub(super) fn old_sparse_map(&mut self, header: &Header, start: u64) -> Result<SparseFile, IngestError> {
         let Header(block) = header;
         let bytes = number(&block[483..495]).ok_or_else(|| self.malformed_map(start))?;
@@ -261,7 +261,7 @@ impl<R: Read + Seek> TarReader<'_, R> {
         Ok(SparseFile { map, bytes, data })
     }
 
-    /// The map of a pax sparse member: in its extended header, or in format 1.0 before its data. `None` for a
+    /// Reads the map of a pax sparse member: in its extended header, or in format 1.0 before its data. `None` for a
     /// later format.
     pub(super) fn pax_sparse_map(
         &mut self,
@@ -289,7 +289,7 @@ impl<R: Read + Seek> TarReader<'_, R> {
         }
     }
 
-    /// The extent of a sparse member whose stored bytes end at `end`; they follow each other without gaps.
+    /// Returns the extent of a sparse member, whose stored bytes follow each other without gaps and end at `end`.
     pub(super) fn sparse_extent(
         &self,
         file: &SparseFile,
@@ -320,7 +320,7 @@ impl<R: Read + Seek> TarReader<'_, R> {
     }
 }
 
-/// A sparse member's map of offsets and lengths, its size with holes, and where its stored bytes begin.
+/// Map of a sparse member as offsets and lengths, its size with holes, and the offset of its stored bytes.
 #[derive(Debug)]
 pub(super) struct SparseFile {
     pub map: Vec<(u64, u64)>,
@@ -328,13 +328,13 @@ pub(super) struct SparseFile {
     pub data: u64,
 }
 
-/// The lines of numbers before the data of a sparse member in format 1.0, padded to a block.
+/// Reader of the lines of numbers before the data of a sparse member in format 1.0, padded to a block.
 struct Numbers<'a, 'b, R> {
     tar: &'a mut TarReader<'b, R>,
-    /// The next block, which is that of the data after the last number.
+    /// Offset of the next block, which is that of the data after the last number.
     at: u64,
     end: u64,
-    /// What was read and not used, in reverse.
+    /// Bytes that were read but not used, in reverse.
     left: Vec<u8>,
 }
 
@@ -350,7 +350,7 @@ impl<R: Read + Seek> Numbers<'_, '_, R> {
         Ok(Some(map))
     }
 
-    /// The next number; `None` if there is none.
+    /// Returns the next number; `None` if there is none.
     fn next(&mut self) -> Result<Option<u64>, IngestError> {
         let mut digits = Vec::new();
         loop {

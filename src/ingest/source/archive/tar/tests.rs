@@ -7,7 +7,7 @@ use std::process::Command;
 use super::*;
 use crate::rng::{Purpose, Stream};
 
-/// A header with its data, padded.
+/// Makes a header with its padded data.
 fn entry(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
     let mut tar = header(name, kind, link, data.len() as u64).to_vec();
     tar.extend(data);
@@ -48,7 +48,7 @@ fn old_sparse(name: &str, stored: &[u8]) -> Vec<u8> {
     tar
 }
 
-/// The end of a tar.
+/// Makes the end of a tar.
 fn end() -> Vec<u8> {
     vec![0; 1024]
 }
@@ -75,7 +75,7 @@ fn contents(tar: &[u8], member: &Member) -> Vec<u8> {
     read.expect("in memory").to_vec()
 }
 
-/// Path and bytes of all members, in the tar's order.
+/// Returns path and bytes of all members, in the tar's order.
 fn members(tar: &[u8]) -> Vec<(String, Vec<u8>)> {
     let index = read(tar).expect("a tar");
     index.members.iter().map(|member| (member.path.clone(), contents(tar, member))).collect()
@@ -85,7 +85,7 @@ fn expected(members: &[(&str, &str)]) -> Vec<(String, Vec<u8>)> {
     members.iter().map(|(path, text)| ((*path).to_owned(), text.as_bytes().to_vec())).collect()
 }
 
-/// The byte that the error names, and its reason.
+/// Returns the byte that the error names, and its reason.
 fn error(tar: &[u8]) -> (u64, String) {
     match read(tar).expect_err("a wrong tar") {
         IngestError::Tar { tar, offset, reason } if tar == "a.tar" => (offset, reason),
@@ -357,7 +357,7 @@ fn a_sparse_map_that_does_not_fit_its_data_is_an_error() {
     }
 }
 
-/// Whether this program is there and says so of itself.
+/// Returns whether this program is installed and names itself by `word`.
 fn is_installed(program: &str, word: &str) -> bool {
     let output = Command::new(program).arg("--version").output();
     output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(word))
@@ -370,7 +370,7 @@ fn run(folder: &Path, command: &[&str]) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Files with many holes, hard links and long names, in two folders.
+/// Makes files with many holes, hard links and long names, in two folders.
 fn tree(root: &Path) {
     for folder in ["a", "b"] {
         fs::create_dir_all(root.join(folder)).expect("a folder");
@@ -448,7 +448,7 @@ fn below(random: &mut Stream, limit: usize) -> usize {
     (random.range(0.0, 1.0) * limit as f64) as usize
 }
 
-/// A tar with an entry of each kind.
+/// Makes a tar with an entry of each kind.
 fn whole() -> Vec<u8> {
     let mut map = b"2\n512\n100\n1024\n30\n".to_vec();
     map.resize(512, 0);
@@ -475,7 +475,7 @@ fn whole() -> Vec<u8> {
     .concat()
 }
 
-/// Damages it once; with a right checksum more often than not, so that the damage is met further on.
+/// Damages a tar once; mostly with a right checksum, so that a later check meets the damage.
 fn damage(tar: &mut Vec<u8>, random: &mut Stream) {
     let blocks = tar.len() / 512;
     if blocks < 2 {
