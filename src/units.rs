@@ -99,7 +99,7 @@ pub fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// Number of bytes, written as `4096`, `512KiB`, `1.5GB` and the like.
+/// Number of bytes, written as `4096`, `512KiB` or `1.5GB`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "ByteText", into = "u64")]
 pub struct ByteSize(pub u64);

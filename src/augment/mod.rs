@@ -92,7 +92,7 @@ pub enum Stage {
     Colour,
 }
 
-/// Transforms encoded images to pixels; keeps its buffers from image to image.
+/// Transform of encoded images to pixels, with buffers that are kept from image to image.
 #[derive(Debug, Default)]
 pub struct Renderer {
     decoder: RegionDecoder,

@@ -1,8 +1,8 @@
 //! Memory bank: one unit vector for each image.
 //!
-//! Row `i` is the running feature of the image at `BankRow(i)`. Only [`MemoryBank::update_rows`], which the
-//! training loop calls, changes rows: evaluating an objective never writes them, and no autograd graph passes
-//! through the bank. The bank does not access files; it converts to and from a feature table.
+//! Row `i` is the running feature of the image at `BankRow(i)`. After initialisation only
+//! [`MemoryBank::update_rows`], which the training loop calls, changes rows: evaluating an objective never writes
+//! them, and no autograd graph passes through the bank. This module does not access files.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -20,9 +20,9 @@ const SHORTEST_SUM: f64 = 1e-6;
 /// Blocks drawn at a time: enough for every core, and a small part of a large bank.
 const BLOCKS_AT_ONCE: u64 = 16;
 
-/// One unit vector for each image, or for a contiguous range of them where several processes share the bank.
+/// One unit vector for each image, or for a contiguous range of images if several processes share the bank.
 ///
-/// Invariants: every row has unit length (within 1e-5, or what its type can hold); all owners together have
+/// Invariants: every row has unit length (within 1e-5, or the precision of its type); all owners together have
 /// as many rows as the split has instances; rows never take part in autograd.
 #[derive(Debug)]
 pub struct MemoryBank {
@@ -41,8 +41,8 @@ pub struct UpdateStats {
 }
 
 impl MemoryBank {
-    /// Some rows of a bank of `instances` before its first step: of the configuration they depend on the seed, and on
-    /// the length, type and distribution of rows. With [`BankInit::Encode`] they are random until they are written.
+    /// Creates the owned rows of a bank of `instances` before its first step. They depend on the configuration's seed,
+    /// row length, row type and initialisation. With [`BankInit::Encode`] they are random until overwritten.
     ///
     /// # Source
     /// Reference `NCEAverage.py`: uniform in ±√(3/dim). Rows there have only approximate unit length until
@@ -73,10 +73,10 @@ impl MemoryBank {
         Self { shard: BankShard { rows, first_row: 0, instances }, updated_step }
     }
 
-    /// These rows as those from `first_row` on of a bank of `instances` rows.
+    /// Declares the rows to be those from `first_row` on of a bank of `instances` rows.
     ///
     /// # Panics
-    /// If that has fewer.
+    /// If that bank is too short.
     #[must_use]
     pub fn part_of(mut self, first_row: usize, instances: usize) -> Self {
         assert!(first_row + self.shard.len() <= instances, "the rows are some of the bank's");
@@ -101,7 +101,7 @@ impl MemoryBank {
         let _ = no_grad(|| self.shard.rows.index_copy_(0, &found.row(), &rows));
     }
 
-    /// The rows that are here.
+    /// Returns the owned rows as a shard.
     pub fn shard(&self) -> &BankShard {
         &self.shard
     }
@@ -139,9 +139,9 @@ impl MemoryBank {
         Tensor::zeros(shape, (Kind::Float, self.shard.rows.device())).index_copy(0, &found.query(), &rows)
     }
 
-    /// Moves those rows of a batch's positions that are here towards `features` and renormalises them.
+    /// Moves the owned rows of a batch's positions towards `features` and renormalises them.
     ///
-    /// `row <- normalise(momentum * row + (1 - momentum) * feature)`; where the sum is too short to be
+    /// `row <- normalise(momentum * row + (1 - momentum) * feature)`; if the sum is too short to be
     /// normalised (row and feature are antipodal), the row becomes the feature.
     ///
     /// # Shape
@@ -207,28 +207,28 @@ impl MemoryBank {
     }
 }
 
-/// Contiguous rows of a bank. An objective works on parts: one owner has all rows in one, several have
-/// some each.
+/// Contiguous rows of a bank. An objective works on shards: a single owner has all rows in one shard, several
+/// owners have one each.
 #[derive(Debug)]
 pub struct BankShard {
-    /// `[len, dim]`: those from `first_row` on of a bank of `instances` rows.
+    /// `[len, dim]`: the rows from `first_row` on of a bank of `instances` rows.
     rows: Tensor,
     first_row: usize,
     instances: usize,
 }
 
 impl BankShard {
-    /// `[len, dim]` in the type in which the bank keeps them, without a graph.
+    /// Returns the rows, `[len, dim]` in the bank's number type, without a graph.
     pub fn rows(&self) -> &Tensor {
         &self.rows
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.rows.size()[0] as usize
     }
 
-    /// Whether there are none.
+    /// Returns whether the shard has no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -238,29 +238,29 @@ impl BankShard {
         self.rows.size()[1] as usize
     }
 
-    /// The first row's place in the bank.
+    /// Returns the first row's index in the bank.
     pub fn first_row(&self) -> usize {
         self.first_row
     }
 
-    /// The places in the bank.
+    /// Returns the range of the rows in the bank.
     pub fn range(&self) -> Range<usize> {
         self.first_row..self.first_row + self.len()
     }
 
-    /// The rows of the whole bank.
+    /// Returns the number of rows of the whole bank.
     pub fn instances(&self) -> usize {
         self.instances
     }
 
-    /// Which of these positions are here, as (index into the slice, row within the part).
+    /// Returns the positions in this shard, as (index into the slice, row within the shard).
     pub fn owned(&self, positions: &[BankRow]) -> impl Iterator<Item = (usize, usize)> {
         let range = self.range();
         let rows = positions.iter().map(|position| position.row()).enumerate();
         rows.filter(move |(_, row)| range.contains(row)).map(|(query, row)| (query, row - self.first_row))
     }
 
-    /// Finds the rows of these positions that are here.
+    /// Locates the rows of these positions in this shard.
     pub fn locate(&self, positions: &[BankRow]) -> RowPlan {
         let found: Vec<_> = self.owned(positions).collect();
         let mut ascending = found.clone();
@@ -274,7 +274,7 @@ impl BankShard {
         RowPlan { positions: positions.to_vec(), range: self.range(), ascending, words }
     }
 
-    /// Likewise, on the shard's device.
+    /// Locates the rows as [`BankShard::locate`] does, with the result on the shard's device.
     pub fn rows_of(&self, positions: &[BankRow]) -> BatchRows {
         let plan = self.locate(positions);
         let words = Tensor::from_slice(&plan.words).to_device(self.rows.device());
@@ -282,7 +282,7 @@ impl BankShard {
     }
 }
 
-/// Which rows of a shard are those of some positions, before that is on the shard's device.
+/// Located rows of some positions in a shard, before the upload to the shard's device.
 #[derive(Debug)]
 pub struct RowPlan {
     positions: Vec<BankRow>,
@@ -291,9 +291,9 @@ pub struct RowPlan {
     words: Vec<i64>,
 }
 
-/// Which rows of a shard are those of some positions, on the shard's device.
+/// Located rows of some positions in a shard, on the shard's device.
 ///
-/// Invariant: `row` and `query` have one entry for each position whose row is here, in the order of the positions.
+/// Invariant: `row` and `query` have one entry for each position in the shard, in the order of the positions.
 #[derive(Debug)]
 pub struct BatchRows {
     plan: Rc<RowPlan>,
@@ -301,18 +301,18 @@ pub struct BatchRows {
 }
 
 impl RowPlan {
-    /// What is to be brought to the device.
+    /// Returns the indices to upload to the device.
     pub fn words(&self) -> &[i64] {
         &self.words
     }
 
-    /// Takes the words from the device to which they were brought.
+    /// Completes the plan with the uploaded words.
     ///
     /// # Shape
     /// `words: [words]` int64
     ///
     /// # Panics
-    /// If there are fewer or more.
+    /// If the number of words differs.
     pub fn with(self, words: Tensor) -> BatchRows {
         assert_eq!(words.size(), [self.words.len() as i64], "the plan's words");
         BatchRows { plan: Rc::new(self), words }
@@ -320,42 +320,42 @@ impl RowPlan {
 }
 
 impl BatchRows {
-    /// The positions.
+    /// Returns the positions.
     pub fn positions(&self) -> &[BankRow] {
         &self.plan.positions
     }
 
-    /// The rows that are here, ascending within the shard.
+    /// Returns the located rows, ascending within the shard.
     pub fn ascending(&self) -> &[usize] {
         &self.plan.ascending
     }
 
-    /// Whether the row of every position is here.
+    /// Returns whether all positions are in the shard.
     pub fn is_complete(&self) -> bool {
         self.plan.ascending.len() == self.plan.positions.len()
     }
 
-    /// `[positions]`: the positions.
+    /// Returns all positions, `[positions]`.
     pub fn places(&self) -> Tensor {
         self.words.narrow(0, 0, self.plan.positions.len() as i64)
     }
 
-    /// `[found]`: the indices of the positions whose rows are here.
+    /// Returns the indices of the located positions, `[found]`.
     pub fn query(&self) -> Tensor {
         self.part(0)
     }
 
-    /// `[found]`: their rows within the shard.
+    /// Returns the located positions' rows within the shard, `[found]`.
     pub fn row(&self) -> Tensor {
         self.part(1)
     }
 
-    /// `[found]`: as [`BatchRows::query`], in the order of the rows.
+    /// Returns [`BatchRows::query`] in ascending order of the rows, `[found]`.
     pub fn ascending_query(&self) -> Tensor {
         self.part(2)
     }
 
-    /// `[found]`: as [`BatchRows::row`], in their order.
+    /// Returns [`BatchRows::row`] in ascending order, `[found]`.
     pub fn ascending_row(&self) -> Tensor {
         self.part(3)
     }
@@ -365,8 +365,10 @@ impl BatchRows {
         self.words.narrow(0, (self.plan.positions.len() + number * found) as i64, found as i64)
     }
 
+    /// Checks that the rows were located for these positions in this shard.
+    ///
     /// # Panics
-    /// If they are not those of these positions in this shard.
+    /// If the rows were located for another shard or other positions.
     pub fn check(&self, shard: &BankShard, positions: &[BankRow]) {
         assert!(
             self.plan.range == shard.range() && self.plan.positions == positions,
@@ -374,7 +376,7 @@ impl BatchRows {
         );
     }
 
-    /// The same.
+    /// Returns a second handle to the same rows.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
         Self { plan: Rc::clone(&self.plan), words: self.words.shallow_clone() }
@@ -391,10 +393,10 @@ impl BankDtype {
     }
 }
 
-/// The rows `0..rows` cut into `count` runs of nearly equal length.
+/// Division of the rows `0..rows` into `count` blocks of nearly equal length.
 ///
-/// Random numbers about rows (initial values, negatives) are drawn block by block, each block from its own stream. So
-/// an owner of some blocks draws the same numbers as one who owns all of them.
+/// Random numbers for rows (initial values, negatives) are drawn by block, each block from its own stream. So
+/// an owner of some blocks draws the same numbers as an owner of all blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks {
     rows: u64,
@@ -402,15 +404,15 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// The division on which initial rows are drawn; fixed, so that a bank never depends on anything else.
+    /// Number of blocks for initial rows; fixed, so that a bank depends on seed and options alone.
     pub const FOR_INITIAL_ROWS: u64 = 256;
-    /// The most blocks over which the negatives of one query are spread.
+    /// Largest number of blocks over which one query's negatives are spread.
     pub const MOST_FOR_NEGATIVES: u64 = 256;
-    /// The fewest rows of a block from which negatives are drawn. Blocks differ by a row at most, and equally
-    /// many are drawn from each, so each row's probability is right within one part in this number.
+    /// Smallest number of rows of a block that negatives are drawn from. Blocks differ by one row at most and
+    /// get equally many draws, so each row's probability is exact within one part in this number.
     pub const FEWEST_ROWS_FOR_NEGATIVES: u64 = 1024;
 
-    /// `count` blocks, or one for each row where there are fewer rows.
+    /// Divides the rows into `count` blocks, or into one per row if there are fewer rows.
     ///
     /// # Panics
     /// If there are no rows or no blocks.
@@ -419,8 +421,8 @@ impl Blocks {
         Self { rows: rows as u64, count: count.min(rows as u64) }
     }
 
-    /// The blocks from which `negatives` draws for one query are taken, equally many from each: the
-    /// largest power of two up to [`Blocks::MOST_FOR_NEGATIVES`] that divides `negatives` and leaves each
+    /// Returns the blocks for `negatives` draws per query, equally many from each: the largest power of two
+    /// up to [`Blocks::MOST_FOR_NEGATIVES`] that divides `negatives` and leaves each block
     /// [`Blocks::FEWEST_ROWS_FOR_NEGATIVES`].
     pub fn for_negatives(rows: usize, negatives: usize) -> Self {
         let mut count = 1;
@@ -432,12 +434,12 @@ impl Blocks {
         Self::new(rows, count)
     }
 
-    /// The number of blocks.
+    /// Returns the number of blocks.
     pub fn count(self) -> u64 {
         self.count
     }
 
-    /// The blocks that hold any of these rows.
+    /// Returns the blocks that contain any of these rows.
     pub fn overlapping(self, rows: Range<usize>) -> Range<u64> {
         let (start, end) = (rows.start as u64, rows.end as u64);
         let first = (0..self.count).find(|&block| self.range(block).end > start).unwrap_or(self.count);
@@ -445,7 +447,7 @@ impl Blocks {
         first..after
     }
 
-    /// The rows of one block.
+    /// Returns the rows of one block.
     pub fn range(self, block: u64) -> Range<u64> {
         let edge = |block: u64| (u128::from(block) * u128::from(self.rows) / u128::from(self.count)) as u64;
         edge(block)..edge(block + 1)

@@ -231,7 +231,7 @@ impl Checkpoint {
         Ok(files)
     }
 
-    /// One of its files, if it has one of this name.
+    /// Returns the entry of the file with this name, if there is one.
     pub fn entry(&self, name: &str) -> Option<&FileEntry> {
         self.manifest.files.iter().find(|entry| entry.name == name)
     }
@@ -387,8 +387,8 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// The error of those checkpoints of a run, the newest first, that cannot be used. A run of one checkpoint has that
-    /// one's error.
+    /// Returns the error of a run with `wrong` checkpoints, the newest first; `None` if there are none. A run with one
+    /// checkpoint has that checkpoint's error.
     pub fn of_run(run: &Location, total: usize, wrong: Vec<(Location, Self)>) -> Option<Self> {
         let count = wrong.len();
         let names = wrong.iter().map(|(folder, _)| folder.file_name()).collect::<Vec<_>>().join(", ");

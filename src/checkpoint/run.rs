@@ -34,24 +34,24 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
     Ok(found)
 }
 
-/// The state with which a run goes on, as far as files tell that are there: that of its newest checkpoint whose files
-/// have their sizes. None of a run without checkpoints.
+/// Reads the state from which a run would continue: that of its newest checkpoint whose files exist in their sizes.
+/// `None` for a run without checkpoints.
 ///
 /// # Errors
 /// As [`newest_that`].
 pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointError> {
-    // The resume names the newer ones and removes them.
+    // Newer checkpoints are unusable; the resume names and removes them.
     Ok(newest_that(run, |checkpoint| checkpoint.state())?.0)
 }
 
 /// Checkpoints that cannot be used, the newest first, with their errors.
 type Unusable = Vec<(Location, CheckpointError)>;
 
-/// What `accept` makes of the newest checkpoint of a run that it accepts, and the newer ones with their errors. None of
-/// a run without checkpoints.
+/// Applies `accept` to the checkpoints of a run, the newest first, until it accepts one. Returns its result, `None` for
+/// a run without checkpoints, and the newer checkpoints with their errors.
 ///
 /// # Errors
-/// If it accepts none, one is of a version that this program does not know, or the store fails.
+/// If `accept` rejects all checkpoints, one has a version unknown to this program, or the store fails.
 pub fn newest_that<T>(
     run: &Location,
     accept: impl Fn(Checkpoint) -> Result<T, CheckpointError>,

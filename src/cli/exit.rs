@@ -13,7 +13,7 @@ use crate::storage::StorageError;
 #[error("{0}")]
 pub(super) struct WrongConfig(pub(super) String);
 
-/// The error of options that do not go together.
+/// Returns a usage error with this reason.
 pub(super) fn usage(reason: impl Into<String>) -> CommandError {
     CommandError::Usage(reason.into())
 }

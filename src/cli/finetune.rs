@@ -66,7 +66,7 @@ enum OfFinetuning {}
 impl Offer for OfFinetuning {
     fn options() -> Vec<(&'static OptionSpec, Option<String>)> {
         let defaults = finetune_protocol(&TrainConfig::default()).values();
-        // The recipe is that of the checkpoint's run.
+        // The default recipe is that of the checkpoint's run.
         let default = |key| if key == "recipe" { None } else { shown(&defaults[key]) };
         let options = TrainConfig::OPTIONS.iter().filter(|option| option.finetune);
         options.map(|option| (option, default(option.key))).collect()

@@ -203,7 +203,7 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     }
     let dest = match &args.dest {
         Some(dest) => global.folder("--dest", dest)?,
-        // A plan writes nothing.
+        // `--plan` writes nothing.
         None => sources[0].clone(),
     };
     let optional =

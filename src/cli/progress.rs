@@ -212,23 +212,23 @@ impl Drop for Meter {
 /// Terminal display of a job's stages, one after the other.
 #[derive(Default)]
 pub(super) struct Terminal<'a> {
-    /// The name of every stage, in the place of its own.
+    /// Name shown for every stage; `None` to show each stage's own.
     stage: Option<&'static str>,
-    /// Set where the job is to stop.
+    /// Flag that is set when the job should stop.
     stop: Option<&'a AtomicBool>,
-    /// Of several processes one shows.
+    /// Whether to show nothing, because rank 0 shows the job.
     is_quiet: bool,
     meter: Mutex<Option<Meter>>,
 }
 
 #[cfg(feature = "torch")]
 impl<'a> Terminal<'a> {
-    /// For one of several processes, of which the first shows.
+    /// Creates the display of one of several processes; only the first shows anything.
     pub(super) fn of_rank(is_first: bool) -> Self {
         Self { is_quiet: !is_first, ..Self::default() }
     }
 
-    /// For work beside the steps of a run, which ends where the run is to stop.
+    /// Creates the display of work beside a run's steps, which ends when `stop` is set.
     pub(super) fn beside_steps(stage: &'static str, stop: &'a AtomicBool, is_first: bool) -> Self {
         Self { stage: Some(stage), stop: Some(stop), ..Self::of_rank(is_first) }
     }

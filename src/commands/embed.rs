@@ -33,8 +33,8 @@ pub struct EmbeddedTable {
     pub published: Option<Published>,
 }
 
-/// Opens what is embedded, before several processes join: a split of a dataset, by default its first evaluation split,
-/// under a checkpoint's encoder.
+/// Opens a checkpoint, and the split to embed with its encoder: by default the dataset's first evaluation split.
+/// Called before several processes join.
 ///
 /// # Errors
 /// If checkpoint or dataset cannot be read, or the dataset lacks the split.

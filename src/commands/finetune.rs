@@ -117,7 +117,8 @@ impl Finetuning {
         &self.job.train.config
     }
 
-    /// Trains to the end of the last epoch. The hooks score the classifier by [`evaluate`](Self::evaluate).
+    /// Trains to the end of the last epoch. The metrics have scores only if the hooks' `evaluate` calls
+    /// [`Finetuning::evaluate`].
     ///
     /// # Errors
     /// As [`finetune`].
@@ -125,8 +126,8 @@ impl Finetuning {
         Ok(finetune(&self.job, hooks, stop)?)
     }
 
-    /// The classifier's share of hits as it is, `top1` and `top5` in the metrics; each process counts those of some
-    /// images.
+    /// Scores the classifier as it is: `top1` and `top5` in the metrics. Each process counts the hits of its share of
+    /// the images.
     ///
     /// # Errors
     /// If an image cannot be read, or another process fails.

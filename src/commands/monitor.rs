@@ -251,8 +251,8 @@ impl OtherMonitor {
     }
 }
 
-/// The scores of queries by one neighbour and by the default number, by their names in the metrics, and chance. Ids
-/// and labels are those of all voters; of the vectors each process has those in its range.
+/// Scores queries by one neighbour and by the default number. Returns the scores by their names in the metrics, and
+/// chance. `ids` and `labels` cover all voters; `rows` has the vectors of this process's `range`.
 fn vote(
     group: &ProcessGroup,
     (ids, labels): (&[InstanceId], &[Option<ClassId>]),
@@ -314,10 +314,10 @@ fn meta(manifest: &Manifest, split: &str, dim: usize) -> TableMeta {
     }
 }
 
-/// The result of this process; where another one failed, none goes on. All processes call it.
+/// Returns this process's result, or fails if any process failed. All processes call it.
 ///
 /// # Errors
-/// That of this process, or `reason` for the first one that failed.
+/// This process's own error, or else `reason` for the first rank that failed.
 pub fn all_or_none<T, E: Into<HookError>>(
     group: &ProcessGroup,
     result: Result<T, E>,
@@ -331,7 +331,7 @@ pub fn all_or_none<T, E: Into<HookError>>(
     }
 }
 
-/// Embeds this process's share of some images with these layers.
+/// Embeds this process's share of a source with these layers.
 ///
 /// # Errors
 /// If images cannot be embedded in any process; then all fail.

@@ -115,7 +115,7 @@ pub struct FoundRow {
 pub struct SkippedImage {
     /// File of the image.
     pub image: String,
-    /// Reason.
+    /// Reason why it was skipped.
     pub reason: String,
 }
 

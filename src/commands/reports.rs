@@ -28,7 +28,7 @@ pub enum Report<T> {
 /// Report fields about the evaluated run, besides the scores; empty for tables.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct OfRun {
-    /// The digest of the evaluated weights.
+    /// Digest of the evaluated weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) weights: Option<String>,
     /// Training data of the weights, if the report is on another dataset.

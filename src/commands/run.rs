@@ -30,11 +30,11 @@ pub(super) struct RunDataset {
 pub struct Machine {
     /// Threads that decode; 0 for one per core.
     pub threads: usize,
-    /// Where to compute.
+    /// Device to compute on.
     pub device: DeviceChoice,
-    /// The number of this process among those on this machine; each takes another CUDA device.
+    /// Number of this process among those on this machine; each takes another CUDA device.
     pub local_rank: usize,
-    /// Memory limit of this process, in bytes.
+    /// Memory limit of this process in bytes; features beyond it wait in a temporary file.
     pub memory_limit: u64,
 }
 

@@ -269,7 +269,7 @@ fn read_places(dataset: &Location, entry: &FileEntry) -> Result<Vec<Located>, Da
     })
 }
 
-/// What `append` makes of the columns of an index that are needed.
+/// Reads the needed columns of an index; `append` adds the rows of a batch to the result.
 fn read<T>(
     dataset: &Location,
     entry: &FileEntry,

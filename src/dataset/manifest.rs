@@ -1,4 +1,4 @@
-//! The manifest: what a dataset consists of.
+//! The manifest, which lists the contents of a dataset.
 
 use std::collections::BTreeMap;
 
@@ -251,14 +251,14 @@ impl Manifest {
     /// Publishes the manifest, and with it the dataset.
     ///
     /// # Errors
-    /// If the store fails, or on [`PublishMode::Create`] where a manifest exists.
+    /// If the store fails, or on [`PublishMode::Create`] if a manifest exists.
     pub fn publish(&self, dataset: &Location, mode: PublishMode) -> Result<(), DatasetError> {
         let text = serde_json::to_string_pretty(self).expect("a manifest is plain data");
         dataset.join(FILE).publish(text + "\n", mode)?;
         Ok(())
     }
 
-    /// The split of this name.
+    /// Returns the split of this name.
     ///
     /// # Errors
     /// [`DatasetError::NoSplit`], which lists the existing splits.

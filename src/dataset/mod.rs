@@ -73,7 +73,7 @@ impl Row {
 }
 
 /// Returns the columns of a shard. Only entry points may be null, but all are declared as nullable: Hugging Face
-/// `datasets` takes its features from the metadata only where the declared type is its own.
+/// `datasets` takes its features from the metadata only if the declared type is its own.
 fn schema() -> Schema {
     let image = Fields::from(vec![
         Field::new("bytes", DataType::Binary, true),

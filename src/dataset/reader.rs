@@ -242,8 +242,8 @@ impl ShardReader {
     }
 }
 
-/// Fetches and parses the footer of a Parquet file of this many bytes. Where its size and digest are known, its bytes
-/// are compared before they are parsed; else more of the file is read where the footer is huge.
+/// Fetches and parses the footer of a Parquet file of this many bytes. With `expected`, the bytes are compared with the
+/// digest before they are parsed; else more of the file is read if the footer is huge.
 ///
 /// # Errors
 /// If the footer or its schema is damaged, or the store fails.
@@ -370,7 +370,7 @@ impl ChunkReader for FilePart {
     }
 }
 
-/// What was damaged on its way is whole the second time.
+/// Reads once more if the bytes are damaged, since those damaged in transit are whole the second time.
 fn read_again<T>(read: impl Fn() -> Result<T, DatasetError>) -> Result<T, DatasetError> {
     match read() {
         Err(error @ (DatasetError::Damaged { .. } | DatasetError::RowGroup { .. })) => {
@@ -444,7 +444,7 @@ pub fn verify(
     Ok(())
 }
 
-/// Whether a row of this shard and number is what its index says, and in the shard's `bytes` where it says.
+/// Returns whether row `number` matches its index entry, and the shard's `bytes` at the entry's offsets.
 fn is_as_indexed(row: &Row, said: &Located, (shard, number): (u32, u32), bytes: &[u8]) -> bool {
     let part = |offset: u64, len: u32| {
         let start = usize::try_from(offset).ok()?;

@@ -24,7 +24,7 @@ fn entry_points(image: &[u8]) -> Option<Vec<u8>> {
 
 const IMAGES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
 
-/// Publishes a dataset with one split, `train`: a shard of each list of rows, in row groups of `row_group`.
+/// Publishes a dataset with one split, `train`, with a shard for each list of rows, in row groups of `row_group`.
 pub(crate) fn publish(
     dataset: &Location,
     shards: &[Vec<Row>],
@@ -335,7 +335,7 @@ fn the_digest_depends_on_content_alone() {
     assert_ne!(Manifest::new(manifest.classes.clone(), splits).dataset_digest, manifest.dataset_digest);
 }
 
-/// With INSTDISC_UPDATE_SCHEMAS=1 in the environment, the file is written instead.
+/// With INSTDISC_UPDATE_SCHEMAS=1 in the environment, the test writes the file instead.
 #[test]
 fn the_schema_file_is_that_of_the_code() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/dataset.txt");

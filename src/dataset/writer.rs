@@ -34,7 +34,7 @@ const HUGGINGFACE: &str = "huggingface";
 /// Layout of shards.
 #[derive(Clone, Debug)]
 pub struct WriterOptions {
-    /// Maximum number of rows of a row group, which one ranged read fetches; fewer where the images are huge.
+    /// Maximum number of rows of a row group, which one ranged read fetches; fewer if the images are huge.
     pub row_group: usize,
     /// Names of the classes, for the metadata.
     pub classes: Vec<String>,
@@ -47,12 +47,12 @@ pub struct WrittenShard {
     pub entry: ShardEntry,
     /// By row: offset of the image's encoded bytes in the file.
     pub offsets: Vec<u64>,
-    /// By row: offset of the stored entry points in the file, and their number of bytes; 0 where there are none.
+    /// By row: offset of the stored entry points in the file, and their number of bytes; 0 if there are none.
     #[serde(default)]
     pub entry_points: Vec<(u64, u32)>,
 }
 
-/// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
+/// Writer of one shard, which appears when [`ShardWriter::finish`] succeeds.
 ///
 /// The bytes are a function of the rows and the options. Columns are written directly from the rows: Arrow arrays of
 /// images would copy each twice more, into memory that is allocated again for each row group.
@@ -84,7 +84,7 @@ impl ShardWriter {
         let location = dataset.join(path);
         let upload = Upload::start(&location)?;
         let entry = huggingface_entry(&options.classes);
-        // The Arrow schema holds the entry too, for pyarrow.
+        // The Arrow schema contains the entry too, for pyarrow.
         let schema = schema().with_metadata(HashMap::from([(HUGGINGFACE.to_owned(), entry.clone())]));
         let metadata = KeyValue::new(HUGGINGFACE.to_owned(), entry);
         let mut properties = WriterProperties::builder()
@@ -226,7 +226,7 @@ fn offsets(metadata: &ParquetMetaData, column: usize, sizes: &[Option<u64>]) -> 
     (offsets.len() == sizes.len()).then_some(offsets)
 }
 
-/// Passes bytes on to the upload, and computes the digests of the row groups and then of the footer.
+/// Writer to the upload, which computes the digests of the row groups and then of the footer.
 #[derive(Debug)]
 struct Digests {
     /// Upload; `None` once finished.
@@ -274,7 +274,7 @@ fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Resu
     Ok(())
 }
 
-/// Writes the next column.
+/// Writes the next column of a row group.
 fn put<T: DataType>(
     group: &mut SerializedRowGroupWriter<'_, Digests>,
     values: impl Iterator<Item = Option<T::T>>,

@@ -94,7 +94,7 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// An object of the shim, which is freed with this.
+/// Owned object of the shim, freed on drop.
 #[derive(Debug)]
 struct Handle {
     object: NonNull<c_void>,
@@ -102,7 +102,7 @@ struct Handle {
 }
 
 impl Handle {
-    /// `free` is the function for an object of this kind, which nothing else frees.
+    /// Takes ownership of an object. `free` is the function for objects of its kind, and nothing else frees it.
     fn new(object: *mut c_void, free: unsafe extern "C" fn(*mut c_void)) -> Result<Self, Message> {
         let object = NonNull::new(object).ok_or_else(|| "the shim gave no object".to_owned())?;
         Ok(Self { object, free })
@@ -115,14 +115,14 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by the shim with this function to free it, freed once. What still needs the object behind it,
-        // as a group its store, a reducer its group or a graph its memory, counts its own reference.
+        // SAFETY: made by the shim with this function to free it, freed once. Objects that depend on it (a group on its
+        // store, a reducer on its group, a graph on its memory) count their own reference.
         unsafe { (self.free)(self.object.as_ptr()) }
     }
 }
 
-/// Ends the process at once, without the exit handlers of libraries: for one that is blocked in a device's queue behind
-/// a lost rank, where they would never return.
+/// Ends the process at once, without the exit handlers of libraries. They would never return in a process that is
+/// blocked in a device's queue behind a lost rank.
 pub fn end_process(code: u8) -> ! {
     // SAFETY: takes a number and does not return.
     unsafe { dist_end_process(code.into()) }

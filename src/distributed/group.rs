@@ -1,4 +1,4 @@
-//! The ranks as one group, what they do together, and small values that all of them see.
+//! The ranks as one group: collectives, and small values that all ranks see.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -25,7 +25,7 @@ pub enum Reduce {
 /// Group of all ranks, as seen by one of them.
 ///
 /// All ranks must call collectives in the same order with tensors of the same shapes and kinds, each from one
-/// thread. A collective returns when the result is there (on CUDA: when the current stream waits for it).
+/// thread. A collective returns when its result is available (on CUDA: when the current stream waits for it).
 /// After an error the group is unusable: the process must end and restart with the others.
 ///
 /// CPU tensors are exchanged by gloo, those of a CUDA device by NCCL. A rank that ends normally calls
@@ -164,7 +164,7 @@ impl ProcessGroup {
         Ok(all.unwrap_or_else(|| own.detach().copy()))
     }
 
-    /// Sums over the ranks, with gradients: each rank's gradient is the sum of those that arrive at all ranks' sums.
+    /// Sums over the ranks, with gradients: each rank's gradient is the sum of the gradients of all ranks' sums.
     ///
     /// # Shape
     /// Any -> the same; a floating kind.
@@ -280,9 +280,9 @@ impl ProcessGroup {
     }
 }
 
-/// A handle to the group's store of keys and values.
+/// Handle to the group's key-value store.
 ///
-/// Its connection is not the one that collectives use, so that any thread may use it while another is in a
+/// The store's connection is separate from the collectives', so any thread may use it while another is in a
 /// collective. With one rank it is a map in memory. The store lives as long as rank 0's group.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -295,7 +295,7 @@ enum Backing {
     Client { client: ffi::Store, prefix: String, watch: Weak<Watch> },
 }
 
-/// Between two looks for a key.
+/// Pause between two looks for a key.
 const LOOK: Duration = Duration::from_millis(10);
 
 impl Store {
@@ -308,7 +308,7 @@ impl Store {
         Self { backing: Arc::new(Backing::Client { client, prefix, watch: Arc::downgrade(watch) }) }
     }
 
-    /// Gives the key this value.
+    /// Sets the value of a key.
     ///
     /// # Errors
     /// If rank 0 is lost.
@@ -324,7 +324,7 @@ impl Store {
         }
     }
 
-    /// Whether ranks are known to be lost, without waiting.
+    /// Fails if ranks are known to be lost, without waiting.
     ///
     /// # Errors
     /// If ranks are lost.
@@ -335,8 +335,8 @@ impl Store {
         }
     }
 
-    /// The key's value as soon as it has one, however long that takes: what another rank does may take its time,
-    /// and the watcher finds out if it is lost.
+    /// Waits for a key's value without a time limit. Another rank may need long to set it; if that rank is
+    /// lost, the watcher notices.
     ///
     /// # Errors
     /// If ranks are lost meanwhile.
@@ -346,12 +346,12 @@ impl Store {
                 return Ok(value);
             }
             self.check()?;
-            // Not within the client, whose lock would keep other threads out.
+            // Not within the client, whose lock would block other threads.
             std::thread::sleep(LOOK);
         }
     }
 
-    /// The key's value, if it has one.
+    /// Returns the value of a key, if set.
     ///
     /// # Errors
     /// If rank 0 is lost.
@@ -383,7 +383,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// while the backward pass still runs.
 ///
 /// Holds the parameters, and buckets as large as their gradients. All ranks must have the same order. Each
-/// parameter must get a gradient in every last backward pass; otherwise the ranks where it is missing fail at
+/// parameter must get a gradient in every last backward pass; otherwise the ranks that miss one fail at
 /// once. Searching for such parameters would walk the whole graph in every step.
 #[derive(Debug)]
 pub struct GradientReducer {

@@ -66,7 +66,7 @@ impl Drop for Joined {
     }
 }
 
-/// Joins the others; see [`super::ProcessGroup::join_unless_stopped`].
+/// Joins the other ranks; see [`super::ProcessGroup::join_unless_stopped`].
 pub(super) fn join(
     rendezvous: &Rendezvous,
     meeting: &Meeting,
@@ -166,7 +166,8 @@ struct Arrival<'a> {
 }
 
 impl<'a> Arrival<'a> {
-    /// Opens the store at rank 0 and reaches it. Gives the server too, which elsewhere is one more client.
+    /// Opens the store at rank 0. Also returns the handle that serves the store on rank 0; on other ranks that is
+    /// one more client.
     fn open(
         rendezvous: &Rendezvous,
         meeting: &'a Meeting,
@@ -318,7 +319,7 @@ impl<'a> Arrival<'a> {
         Err(DistributedError::Rendezvous { reason })
     }
 
-    /// Publishes for the ranks that came why they need not wait.
+    /// Publishes the reason for giving up, for the ranks that have arrived and wait.
     fn give_up(&self, reason: &str) -> Result<(), DistributedError> {
         self.set("gave_up", reason.as_bytes())?;
         if self.rank == 0 {

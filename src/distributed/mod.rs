@@ -97,16 +97,16 @@ pub enum DistributedError {
         /// Message of libtorch.
         message: String,
     },
-    /// Some rank did not come in time, rank 0 could not be reached or cannot listen.
+    /// A rank did not arrive in time, or rank 0 could not be reached or cannot listen.
     #[error("{reason}")]
     Rendezvous {
-        /// Who came and who did not, or why.
+        /// Arrived and missing ranks, or the cause.
         reason: String,
     },
     /// A signal asked to stop before all ranks had joined.
     #[error("stopped before all ranks had come")]
     Stopped,
-    /// Variables or flags are missing beside others, contradict each other or make no sense.
+    /// Variables or flags are missing beside others, contradict each other or have invalid values.
     #[error("{what}")]
     Contradiction {
         /// The variables or flags, with their values.
@@ -127,7 +127,7 @@ pub enum DistributedError {
     /// Several ranks cannot use CUDA devices here.
     #[error("ranks on GPUs need NCCL, which cannot be used: {reason}")]
     NoNccl {
-        /// Reason.
+        /// Reason why NCCL cannot be used.
         reason: String,
     },
     /// libtorch failed.

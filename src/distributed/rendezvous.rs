@@ -154,7 +154,7 @@ impl Rendezvous {
 
     fn of_torchrun(env: Environment<'_>) -> Result<Self, DistributedError> {
         let world = number(env, "WORLD_SIZE")?.ok_or_else(|| missing("WORLD_SIZE", "RANK"))?;
-        // A pod of an Indexed Job of Kubernetes has its number in the second.
+        // Kubernetes numbers the pods of an Indexed Job by JOB_COMPLETION_INDEX.
         let rank = match first_number(env, ["RANK", "JOB_COMPLETION_INDEX"])? {
             Some(rank) => rank,
             None if world == 1 => 0,
@@ -239,7 +239,7 @@ impl Rendezvous {
     }
 }
 
-/// The error of a variable or flag that is not there, though another is.
+/// Returns the error for a variable or flag that is missing although `beside` is set.
 fn missing(name: &str, beside: &str) -> DistributedError {
     DistributedError::Contradiction { what: format!("{name} is not set, though {beside} is") }
 }
@@ -257,7 +257,7 @@ fn number(env: Environment<'_>, name: &str) -> Result<Option<usize>, Distributed
     number.map(Some).or_else(|_| contradiction(format!("{name}={text:?} is not a number")))
 }
 
-/// The first of these variables that is there.
+/// Parses the first of these variables that is set.
 fn first_number(env: Environment<'_>, names: [&str; 2]) -> Result<Option<usize>, DistributedError> {
     names.into_iter().find_map(|name| number(env, name).transpose()).transpose()
 }

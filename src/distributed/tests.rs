@@ -27,7 +27,7 @@ fn each_of<T: Send>(world: usize, timeout: Duration, body: impl Fn(ProcessGroup)
     })
 }
 
-/// Returns when all ranks have called it.
+/// Returns once all ranks have called it.
 fn barrier(group: &ProcessGroup) -> Result<(), DistributedError> {
     group.all_reduce(&Tensor::zeros([1], (Kind::Int, Device::Cpu)), Reduce::Sum)
 }
@@ -101,7 +101,7 @@ fn one_that_is_stopped_while_it_waits_keeps_nobody_waiting() {
     });
 }
 
-/// A rank by its flags.
+/// Returns the rendezvous of a rank that is set by flags.
 fn rank_of(rank: usize, world: usize, port: u16) -> Rendezvous {
     let master = Some(format!("127.0.0.1:{port}"));
     let flags = RendezvousFlags { rank: Some(rank), world_size: Some(world), master };

@@ -49,7 +49,7 @@ struct Shared {
 
 impl Shared {
     fn new(world: usize, timeout: Duration) -> Self {
-        // Half the timeout, so that a rank that waited in vain learns why; not below three missed signs.
+        // Half the timeout, so that a rank that timed out learns why; at least three missed signs.
         let silence = (timeout / 2).clamp(Duration::from_secs(3), Duration::from_secs(60));
         Self {
             world,
@@ -72,7 +72,7 @@ impl Shared {
         self.closing.load(Ordering::SeqCst)
     }
 
-    /// Whether rank 0 said goodbye; of the others it keeps account.
+    /// Returns whether rank 0 said goodbye; rank 0 itself keeps account of the others.
     fn hub_has_left(&self) -> bool {
         self.hub_left.load(Ordering::SeqCst)
     }
@@ -106,7 +106,7 @@ impl Shared {
 #[derive(Debug)]
 enum Side {
     Hub(Arc<Hub>),
-    /// The connection to rank 0.
+    /// Connection to rank 0.
     Member(TcpStream),
 }
 
@@ -130,7 +130,7 @@ impl Watch {
         Ok((Self { shared, side: Side::Hub(hub) }, port))
     }
 
-    /// Another rank's: tells rank 0 its signs of life, hears the verdict.
+    /// Starts the watcher of another rank, which sends signs of life to rank 0 and receives its verdict.
     pub(super) fn follow(
         (rank, world): (usize, usize),
         (host, port): (&str, u16),
@@ -282,7 +282,7 @@ impl Drop for Watch {
     }
 }
 
-/// A connection to the first address of the host that takes it.
+/// Connects to the first address of the host that accepts.
 pub(super) fn connect(host: &str, port: u16, patience: Duration) -> std::io::Result<TcpStream> {
     let mut last = std::io::Error::other(format!("{host} has no address"));
     for address in (host, port).to_socket_addrs()? {

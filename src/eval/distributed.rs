@@ -23,8 +23,8 @@ pub fn share(rows: usize, group: &ProcessGroup) -> Range<usize> {
 /// Scores a bank and returns the neighbours; each process searches its own range of rows. The report is the
 /// same in all processes, and equals that of one process.
 ///
-/// `own` is the range of this process, and `part` has its rows where the bank has only ids, labels and metadata of all.
-/// `pool` searches, by default rayon's.
+/// `own` is the range of this process. `part` has the rows of that range, if `bank` has only the ids, labels and
+/// metadata of all rows. The search runs in `pool`, by default rayon's.
 ///
 /// # Errors
 /// As [`evaluate`](super::evaluate), or if a collective fails.
@@ -37,19 +37,19 @@ pub fn evaluate_over(
     pool: Option<&ThreadPool>,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
     let find = |queries: &FeatureTable, k: usize| {
-        // The own row is left out when all have been asked: only one of them has it.
+        // The own row is excluded after the merge, as only one process has it.
         let wanted = (k + usize::from(options.leave_one_out)).min(own.len());
         let here = || match part {
             Some(part) => search_among(part, 0..own.len(), queries, wanted),
             None => search_among(bank, own.clone(), queries, wanted),
         };
         let found = match pool {
-            // More processes than rows.
+            // There are more processes than rows.
             _ if wanted == 0 => Ok(Neighbours { k: 0, found: Vec::new() }),
             Some(pool) => pool.install(here),
             None => here(),
         };
-        // The others do not wait for one that could not search: they end by its failure.
+        // Report a failed search, so that the others end too instead of waiting.
         if let Err(error) = &found {
             group.fail(error.failure());
         }
@@ -95,7 +95,7 @@ fn from_bytes(bytes: &[u8], queries: usize) -> Neighbours {
     Neighbours { k: found.len() / queries.max(1), found }
 }
 
-/// The numbers of every process, by rank; how many each has may differ.
+/// Gathers the numbers of every process, by rank; processes may have different counts.
 ///
 /// # Errors
 /// If a collective fails.
@@ -107,7 +107,7 @@ pub(super) fn gather_numbers<T: bytemuck::Pod>(
     Ok(bytes.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
 }
 
-/// Concatenates the table parts of all processes in the order of ranks, and gives the table to each.
+/// Concatenates the table parts of all processes in the order of ranks. Every process gets the table.
 ///
 /// # Errors
 /// If a collective fails.

@@ -300,7 +300,7 @@ pub fn embed(
     for (output, found) in outputs.iter().zip(&found).filter(|_| group.is_first()) {
         let table = if *found == 0 { tables.next() } else { None };
         if table.is_some() {
-            // Another job may have written there meanwhile.
+            // Another job may have written the file meanwhile.
             job.is_made(output, &ids, existing)?;
         }
         published.push(table.map(TableWriter::finish).transpose()?);
@@ -315,7 +315,8 @@ pub fn embed(
     Ok(published)
 }
 
-/// For each output whether it exists, 1 or 0. Rank 0 looks: a table that it has just published is not one from before.
+/// Returns for each output 1 if it exists, otherwise 0. Only rank 0 checks, so that no process mistakes a table
+/// published a moment ago for an older one.
 fn found_by_first(
     outputs: &[(FeatureLayer, Location)],
     group: &ProcessGroup,
@@ -387,7 +388,7 @@ pub fn run_tables(
     Ok(outputs.into_iter().map(|(_, location)| location).collect())
 }
 
-/// The device of this process.
+/// Selects the device of this process.
 pub(super) fn select(
     device: DeviceChoice,
     local_rank: usize,

@@ -101,7 +101,7 @@ impl KnnReport {
     }
 }
 
-/// A report over one or several features.
+/// Report over one or several features.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reports<T> {
     /// Report of the first feature.
@@ -119,7 +119,7 @@ impl<T> Reports<T> {
     }
 }
 
-/// The kNN reports of one or several features.
+/// kNN reports of one or several features.
 pub type KnnReports = Reports<KnnReport>;
 
 impl KnnReports {

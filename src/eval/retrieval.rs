@@ -1,6 +1,6 @@
 //! Retrieval measures of ranked neighbours: recall@k and mean average precision.
 //!
-//! A row is relevant for a query with the same class, or with a common label where images have several. A row without a
+//! A row is relevant for a query with the same class, or with a common label if images have several. A row without a
 //! label is never relevant, but has a rank. Sums follow the order of the queries, so threads change no bit.
 
 use std::collections::{HashMap, HashSet};

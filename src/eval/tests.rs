@@ -185,7 +185,7 @@ fn rows_that_are_not_of_unit_length_vote_by_their_cosines_from_memory_and_from_a
     assert_eq!((a.0.grid, a.0.per_class), (b.0.grid, b.0.per_class));
 }
 
-/// A run and the folder of its checkpoint with these tables.
+/// Creates a run and its checkpoint's folder with these tables.
 fn checkpoint_with(tables: Vec<(String, FeatureTable)>) -> (tempfile::TempDir, [Location; 2]) {
     let dir = tempfile::tempdir().expect("a folder");
     let run = Location::from_path(dir.path()).expect("a location");

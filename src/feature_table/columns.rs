@@ -28,7 +28,7 @@ struct Role {
     name: &'static str,
     /// Name in the format.
     usual: &'static str,
-    /// Other names that it may have, in lower case, with spaces between; none for any.
+    /// Other accepted names, in lower case, separated by spaces; empty accepts any.
     others: &'static str,
     fits: fn(&DataType) -> bool,
     expected: &'static str,
@@ -258,13 +258,13 @@ pub(super) struct Rows {
     pub features: Vec<f32>,
     /// Length of a vector, once known.
     pub dim: Option<usize>,
-    /// The ids, where they are text; `ids` then numbers the rows.
+    /// Ids that are text; `ids` then numbers the rows.
     pub id_texts: Vec<String>,
-    /// The class names, where classes are names, each with its number in the order of their first use.
+    /// Class names, each with its number in the order of first use; empty if classes are numbers.
     pub names: HashMap<String, u32>,
-    /// For each row the number of its class, where a row has one name.
+    /// By row: number of its class in `names`, if rows have one name each.
     pub named: Vec<Option<u32>>,
-    /// For each row its labels, where it may have several: numbers, or those of `names`.
+    /// By row: its labels, if rows may have several: numbers, or those of `names`.
     pub sets: Vec<Vec<u32>>,
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Contents {
     body: Body,
 }
 
-/// Record batches, or what is wrong with one.
+/// Record batches, or the error of one.
 pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
 enum Body {
@@ -48,16 +48,16 @@ enum Body {
     Parquet(Bytes),
 }
 
-/// What the footer of an Arrow IPC file says.
+/// Contents of the footer of an Arrow IPC file.
 pub(super) struct Footer {
     pub schema: Schema,
     version: MetadataVersion,
-    /// Dictionaries, then record batches.
+    /// Blocks of dictionaries, then of record batches.
     pub blocks: Vec<Block>,
 }
 
 impl Footer {
-    /// Reads the bytes between the blocks and the trailer.
+    /// Parses the footer's bytes, between the blocks and the trailer.
     pub(super) fn of(bytes: &[u8]) -> Result<Self, ArrowError> {
         let footer = root_as_footer(bytes).map_err(|error| wrong(error.to_string()))?;
         let schema = try_fb_to_schema(footer.schema().ok_or_else(|| wrong("it has no schema"))?)?;
@@ -151,7 +151,7 @@ impl Contents {
         &self.schema
     }
 
-    /// Every batch with some of the columns, given and returned in the order of the schema.
+    /// Iterates over all batches, restricted to `columns`, which are in the order of the schema.
     pub(super) fn batches(self, columns: &[usize]) -> Result<Batches, ArrowError> {
         match self.body {
             Body::Arrow { bytes, version, blocks } => {

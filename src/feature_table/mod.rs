@@ -45,7 +45,7 @@ pub enum TableError {
         /// Name of the table.
         table: String,
     },
-    /// The table has no rows where some are needed.
+    /// The table has no rows, but some are needed.
     #[error("{table}: the table has no rows")]
     Empty {
         /// Name of the table.

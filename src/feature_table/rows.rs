@@ -76,8 +76,8 @@ impl dyn Table + '_ {
         self.labels().any(|label| label.is_some())
     }
 
-    /// Starts to read the vectors as [`Table::start_read`], and brings them to unit length. Rows of a table that says
-    /// that they are of unit length keep their bits, and a row of zeros stays.
+    /// Starts to read the vectors like [`Table::start_read`], and normalises them to unit length. Rows of a table whose
+    /// metadata says unit length keep their bits, and rows of zeros are unchanged.
     pub fn start_unit_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
         let mut read = self.start_read(rows);
         read.vectors.unit = !self.meta().unit_length;
@@ -88,17 +88,17 @@ impl dyn Table + '_ {
 /// Vectors that are being read.
 #[derive(Debug)]
 pub struct PendingVectors<'a> {
-    /// Of a file still without their bytes.
+    /// The vectors; those of a file get their bytes when the read finishes.
     vectors: Vectors<'a>,
     read: Option<PendingRead>,
-    /// Where the bytes begin in the file, if they count towards its digest.
+    /// Running digest of the file and offset of the bytes in it, if they count towards it.
     digest: Option<(&'a RunningDigest, u64)>,
 }
 
 /// Number of the first row of a range.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FirstRow {
-    /// In the table.
+    /// Number within the table.
     pub counted: usize,
     /// Number within its file, for errors.
     pub in_file: usize,
@@ -166,7 +166,7 @@ impl<'a> PendingVectors<'a> {
         Self { vectors, read: None, digest: None }
     }
 
-    /// Vectors that are read from a file; with `digest` their bytes, which begin there in the file, count towards it.
+    /// Wraps vectors that are read from a file; with `digest`, their bytes at this offset in the file count towards it.
     pub(super) fn file(
         read: PendingRead,
         values: Dtype,
@@ -194,8 +194,8 @@ impl<'a> PendingVectors<'a> {
     }
 }
 
-/// Goes through items, each with a read of it that was started while those before it were waited for. At most `ahead`
-/// reads are under way beside: all at once would take memory, and threads, for each item.
+/// Iterates over items, each with its read, which starts while earlier items are processed. At most `ahead` further
+/// reads are under way: starting all at once would take memory and a thread for each.
 pub fn read_ahead<I, R>(
     items: impl IntoIterator<Item = I>,
     ahead: usize,
@@ -217,7 +217,7 @@ pub fn read_ahead<I, R>(
 pub struct Vectors<'a> {
     held: Held<'a>,
     first: FirstRow,
-    /// Whether to normalise them to unit length.
+    /// Whether to normalise the vectors to unit length.
     unit: bool,
 }
 
@@ -322,12 +322,12 @@ fn decode(bytes: &[u8], values: Dtype) -> Vec<f32> {
     }
 }
 
-/// The length of a vector; the sum runs in f64 and in order, so the result is the same on every machine.
+/// Computes the length of a vector; the sum is in f64 and in order, so the result is the same on every machine.
 fn length(row: &[f32]) -> f64 {
     row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Brings rows of `dim` numbers to unit length; one of zeros stays.
+/// Normalises rows of `dim` numbers to unit length; rows of zeros are unchanged.
 pub fn normalise(features: &mut [f32], dim: usize) {
     for row in features.chunks_exact_mut(dim) {
         let length = length(row);

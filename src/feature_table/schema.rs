@@ -130,7 +130,7 @@ impl TableMeta {
     }
 }
 
-/// The entries without which metadata are not whole: those that a table of the first version has.
+/// Entries without which metadata are incomplete: those of a table of the first version.
 const NEEDED: [&str; 8] =
     ["kind", "layer", "dim", "dataset_digest", "split", "step", "unit_length", "classes"];
 
@@ -139,16 +139,16 @@ const NEEDED: [&str; 8] =
 pub(super) struct NamedMeta {
     /// Whether this program, or one that knows the format, wrote the table.
     pub is_ours: bool,
-    /// Whether it has each of [`NEEDED`].
+    /// Whether all of [`NEEDED`] are present.
     is_whole: bool,
     dim: Option<usize>,
     pub unit_length: Option<bool>,
     classes: Option<Vec<String>>,
-    /// The other entries; one that is not there has its default.
+    /// Other entries; a missing one has its default.
     others: TableMeta,
 }
 
-/// An entry of the metadata: text as it is, other values as JSON.
+/// Reads an entry of the metadata: text as it is, other values as JSON.
 fn entry<T: DeserializeOwned>(schema: &Schema, name: &str) -> Result<Option<T>, String> {
     let Some(text) = schema.metadata().get(&format!("{PREFIX}{name}")) else { return Ok(None) };
     let value = serde_json::from_value(text.as_str().into()).or_else(|_| serde_json::from_str(text));
@@ -205,7 +205,7 @@ impl NamedMeta {
         }
     }
 
-    /// The metadata as it is, where it is whole.
+    /// Returns the metadata as they are, if they are complete.
     pub(super) fn whole(self) -> Option<TableMeta> {
         let dim = self.dim.filter(|_| self.is_whole)?;
         Some(self.complete(dim, false, 0))

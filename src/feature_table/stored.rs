@@ -27,7 +27,7 @@ use crate::storage::{Digest, Location, PendingRead, StorageError};
 const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes before a message: a marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
-/// Reads under way while a table is opened, beside the one that is waited for.
+/// Number of reads under way while a table is opened, besides the one that is waited for.
 const READS_AHEAD: usize = 7;
 /// Rows whose ids and labels are read together: 1 MiB each, so pending reads take 8 MiB, and the column being
 /// decoded 1 MiB.
@@ -148,8 +148,8 @@ impl StoredTable {
         Self::open_all([(location.clone(), None)])
     }
 
-    /// Opens a table in several files, each a table itself: a bank of several owners. Where their digests are given,
-    /// [`Table::verify`] compares the bytes that were read with them.
+    /// Opens a table in several files, each a table itself, such as the shards of a bank. [`Table::verify`] compares
+    /// the read bytes with the digests, if given.
     ///
     /// # Errors
     /// As [`StoredTable::open`], and if the files are not parts of one table.
@@ -288,7 +288,7 @@ fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
     Ok(Some(OpenFile { meta, values, bytes: size, batches }))
 }
 
-/// Where the message of a block and its body are in a file of this size.
+/// Returns the ranges of a block's message and of its body in a file of this size.
 fn parts_of(block: &Block, size: u64) -> Result<(Range<u64>, Range<u64>), ArrowError> {
     let whole =
         |value: i64| u64::try_from(value).map_err(|_| wrong("a block has a negative offset or length"));
@@ -301,7 +301,7 @@ fn parts_of(block: &Block, size: u64) -> Result<(Range<u64>, Range<u64>), ArrowE
     Ok((start..body, body..after(body, block.bodyLength())?))
 }
 
-/// Finds the columns of a batch in its body; none of a batch that is compressed.
+/// Finds the columns of a batch in its body; `None` if the batch is compressed.
 fn find_batch(
     message: &Bytes,
     row: usize,
@@ -326,7 +326,7 @@ fn find_batch(
     if buffers.len() != 9 {
         return Err(wrong("a batch has other columns"));
     }
-    // Where a buffer begins, which has at least this many bytes.
+    // Returns the start of a buffer, which must have at least `least` bytes.
     let start = |at: usize, least: Option<usize>| {
         let buffer = buffers.get(at);
         let start = u64::try_from(buffer.offset()).ok().and_then(|offset| body.start.checked_add(offset));

@@ -31,7 +31,7 @@ pub(super) fn table(rows: usize) -> FeatureTable {
     }
 }
 
-/// The location of a file in a folder.
+/// Makes a folder, and returns the location of a file in it.
 pub(crate) fn location() -> (tempfile::TempDir, Location) {
     let dir = tempfile::tempdir().expect("a folder");
     let location = Location::from_path(&dir.path().join("table.arrow")).expect("a location");
@@ -62,7 +62,7 @@ fn append_batch(writer: &mut TableWriter, batch: &FeatureTable, dtype: Dtype) {
     writer.append(columns, dtype.encode(&batch.features)).expect("written");
 }
 
-/// A writer that has all rows of a table, in batches.
+/// Makes a writer that has all rows of a table, in batches.
 fn written_in_batches(location: &Location, table: &FeatureTable, batch: usize, dtype: Dtype) -> TableWriter {
     let mut writer = TableWriter::start(location, &table.meta, dtype).expect("started");
     for rows in rows::split(0..table.len(), batch) {
@@ -517,7 +517,7 @@ mod foreign {
         (table, foreign.expect("another program wrote it"))
     }
 
-    /// Why a table is refused whose columns are not named.
+    /// Returns why a table is refused if its columns are not named.
     fn refused(batch: &RecordBatch) -> String {
         of_bytes("x", parquet(batch), Some(&ColumnNames::default())).expect_err("refused").to_string()
     }

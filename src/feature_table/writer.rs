@@ -37,7 +37,7 @@ pub struct RowColumns<'a> {
 }
 
 impl RowColumns<'_> {
-    /// Those of some of the rows.
+    /// Returns the columns of some of the rows.
     fn of(&self, rows: Range<usize>) -> Self {
         let Self { ids, labels, updated_steps } = self;
         Self { ids: &ids[rows.clone()], labels: &labels[rows.clone()], updated_steps: &updated_steps[rows] }

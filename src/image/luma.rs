@@ -30,8 +30,7 @@ pub struct Luma {
 /// Checks an image as [`super::decode`] does, with the decoder and the pixel format that will decode it. Returns its
 /// luma, and the entry points of a baseline JPEG, with which a region is decoded without the rest.
 ///
-/// Of a whole baseline JPEG every coefficient is read, but no colours are computed. Errors of any other JPEG have
-/// libjpeg's text.
+/// Reads every coefficient of a baseline JPEG, but computes no colours. Errors of any other JPEG have libjpeg's text.
 ///
 /// # Errors
 /// As [`super::decode`].

@@ -63,12 +63,12 @@ impl<'a> Encoded<'a> {
         Ok(opened)
     }
 
-    /// Reads the header of an image of a dataset, which may have any size, and has it turned or not.
+    /// Reads the header of an image of a dataset, of any size, and sets its orientation.
     ///
     /// # Errors
     /// As [`Encoded::open`].
     pub fn ingested(bytes: &'a [u8], orientation: ExifOrientation) -> Result<Self, ImageError> {
-        // It was checked when it was ingested.
+        // Ingest has checked the image.
         Ok(Self::open(bytes, &Limits { max_pixels: u64::MAX })?.turned(orientation.of(bytes)))
     }
 
@@ -208,7 +208,7 @@ pub mod fuzzing {
         planes
     }
 
-    /// Decodes a region, which must have the pixels of the whole image there.
+    /// Asserts that the region decodes to the whole image's pixels there.
     pub(in crate::image) fn assert_region(
         decoder: &mut RegionDecoder,
         encoded: &Encoded,

@@ -248,7 +248,7 @@ fn the_end_of_a_thumbnail_is_not_that_of_the_image() {
     assert_eq!(error.to_string(), "JPEG: its end is missing");
 }
 
-/// Mutations of each file.
+/// Number of mutations of each file.
 const MUTATIONS: usize = 12;
 /// Longest time for an image of these sizes, in a build without optimisation.
 const LONGEST: Duration = Duration::from_secs(10);

@@ -78,7 +78,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, IngestError> {
     Ok(BenchReport { ratios, cpu_ratios, peak_memory_bytes: peak_memory(), ..median })
 }
 
-/// A round: decodes all images, then ingests them into `dest`, which is removed.
+/// Measures one round: decodes all images, then ingests them into `dest`, which is removed afterwards.
 fn measure(options: &BenchOptions, tar: &Location, dest: &Location) -> Result<BenchReport, IngestError> {
     let job = IngestOptions {
         threads: options.threads,
@@ -107,7 +107,7 @@ fn measure(options: &BenchOptions, tar: &Location, dest: &Location) -> Result<Be
     })
 }
 
-/// What a piece of work gives, after its time and its processor time in seconds.
+/// Runs a piece of work; returns its time, its processor time, both in seconds, and its result.
 fn timed<T>(work: impl FnOnce() -> Result<T, IngestError>) -> Result<(f64, f64, T), IngestError> {
     let cpu = || {
         let time = clock_gettime(ClockId::ProcessCPUTime);
@@ -166,7 +166,7 @@ fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     })
 }
 
-/// The peak memory of this process, in bytes; none where the system does not say.
+/// Returns the peak memory of this process in bytes; `None` if the system does not report it.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

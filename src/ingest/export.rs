@@ -106,7 +106,7 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
     Ok(ExportReport { splits })
 }
 
-/// Writes images into the folder of their split; `names` has those that are not the paths of their rows.
+/// Writes images to the folder of their split, with their names in `names`, or else at the paths of their rows.
 fn write_images(
     folder: &Location,
     names: &HashMap<InstanceId, String>,

@@ -63,7 +63,7 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         }
         _ => None,
     };
-    // What is reported where there is nothing to do.
+    // Makes the report if there is nothing to do.
     let held = |existing: Option<&Manifest>, plan: &Plan<'_>| {
         let manifest = existing.filter(|_| plan.parts.is_empty())?;
         let held_by = verified.map_or_else(|| plan.held_by(manifest, &source), |_| HeldBy::Contents);
@@ -72,7 +72,7 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
     let journal = match held(existing.as_ref(), &plan) {
         Some(report) if !has_work(&options.dest)? => return Ok(report),
         Some(report) => match Journal::open(&options.dest) {
-            // Who holds the lock removes what it has left.
+            // The holder of the lock removes its own leftovers.
             Err(StorageError::Locked { .. }) => return Ok(report),
             other => other?,
         },
@@ -167,7 +167,7 @@ fn check_overlap(options: &IngestOptions) -> Result<(), IngestError> {
 
 /// Returns whether the locations are equal or one contains the other; links of this machine are followed.
 pub(super) fn overlap(one: &Location, other: &Location) -> bool {
-    // Of a store: scheme, bucket, and the parts of the key.
+    // For a store: scheme, bucket, and the parts of the key.
     let parts = |location: &Location| match location.local_path() {
         Some(path) => canonical(path),
         None => PathBuf::from(location.to_string()),
@@ -242,8 +242,8 @@ fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<
     Ok(unfinished == Unfinished::Same)
 }
 
-/// Removes what an ingest has left that was killed after it had published, where there is nothing to do. Unfinished
-/// work of another ingest stays for it.
+/// Removes the leftovers of an ingest that was killed after it had published, if there is nothing to do. Keeps
+/// unfinished work of another ingest.
 fn tidy(options: &IngestOptions, journal: &Journal, published: &BTreeSet<String>) -> Result<(), IngestError> {
     let recorded = recorded_files(&options.dest)?;
     // Each part has its own index; once that is published, the work is done. Without a plan no ingest continues it.
@@ -256,7 +256,7 @@ fn tidy(options: &IngestOptions, journal: &Journal, published: &BTreeSet<String>
     Ok(())
 }
 
-/// The files of a dataset, where there is one, by their paths within its folder.
+/// Returns the files of a dataset, if it exists, by their paths within its folder.
 fn published(existing: Option<&Manifest>) -> BTreeSet<String> {
     let mut files = BTreeSet::from_iter(existing.map(|_| DUPLICATES_FILE.to_owned()));
     for split in existing.iter().flat_map(|manifest| manifest.splits.values()) {
@@ -346,7 +346,7 @@ fn write_parts(
     let entries = plan.parts.iter().flat_map(|part| part.entries);
     let writers = memory.writers(wanted, options.row_group, entries);
     let mut splits = existing.map(|manifest| manifest.splits.clone()).unwrap_or_default();
-    // The rows of every split that is there, in the order of their ids.
+    // Index rows of every existing split, in the order of their ids.
     let mut index = Index::new();
     for (name, split) in &splits {
         let rows = index.entry(name.clone()).or_default();
@@ -387,11 +387,11 @@ struct Expected {
 
 /// Compares these parts of a source with their dataset, image by image.
 ///
-/// An ingest recognises a source by the names, classes and sizes of its images. Here every image is read,
-/// validated and, if the options say so, rewritten as in the ingest. It must get the digest of the index.
+/// An ingest recognises a source by the names, classes and sizes of its images. This comparison reads every image,
+/// validates it and, if the options say so, rewrites it as in the ingest. The digest must equal that of the index.
 ///
 /// # Errors
-/// [`IngestError::SourceChanged`] with the first image that differs; if source or dataset cannot be read.
+/// [`IngestError::SourceChanged`] with the first image that differs; else if source or dataset cannot be read.
 fn verify_held(
     checker: &Checker<'_>,
     manifest: &Manifest,

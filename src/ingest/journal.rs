@@ -1,10 +1,10 @@
-//! What an ingest has done so far, beside the dataset, so that a killed one can continue.
+//! Journal of an ingest, beside the dataset, from which a killed one can continue.
 //!
-//! `<dest>/.work/` holds the lock, the plan's fingerprint, and for each part its validations, its finished
-//! shards and the names of the files that it may write. These names are recorded before the first of the
-//! files is written, and nothing that is not recorded is ever removed. The folder is removed when the
-//! manifest is published. Work of another plan, or of a source that has changed since, is thrown away, and
-//! the files that it has recorded with it. Every function fails where the store does.
+//! `<dest>/.work/` contains the lock, the plan's fingerprint, and for each part its validations, its finished shards
+//! and the names of the files that it may write. These names are recorded before the first of the files is written, and
+//! files that are not recorded are never removed. The folder is removed when the manifest is published. Work of another
+//! plan, or of a source that has changed since, is discarded together with its recorded files. Every function fails if
+//! the store does.
 
 use std::collections::BTreeSet;
 

@@ -253,12 +253,12 @@ pub enum IngestError {
         /// First rejected images, with their reasons.
         first: String,
     },
-    /// The destination holds something that this ingest neither continues nor replaces.
+    /// The destination contains data that this ingest neither continues nor replaces.
     #[error("{dest}: {reason}")]
     Destination {
         /// The destination.
         dest: String,
-        /// What it holds.
+        /// Contents of the destination that prevent the ingest.
         reason: String,
     },
     /// Source and destination are the same, or one contains the other.
@@ -286,7 +286,7 @@ pub enum IngestError {
     /// An option does not fit the source or the destination.
     #[error("{reason}")]
     Options {
-        /// Name of the option, and what to do.
+        /// Name of the option, with the action to take.
         reason: String,
     },
     /// A dataset cannot be read or written.
@@ -306,7 +306,7 @@ impl IngestError {
         Self::Layout { location: location.to_string(), reason: reason.into() }
     }
 
-    /// A destination whose dataset is another one.
+    /// Makes the error of a destination that contains another dataset.
     fn other_dataset(dest: &Location, reason: impl Display) -> Self {
         let reason = format!("it already holds another dataset: {reason}");
         Self::Destination { dest: dest.to_string(), reason }
@@ -512,8 +512,8 @@ pub mod fuzzing {
     use crate::progress::Quiet;
     use crate::storage::Location;
 
-    /// Lists a source that is one file of this name, whose ending may be that of a tar, a Parquet file, whose images
-    /// are read too, or a list; decides what it means.
+    /// Lists a source that is one file of this name, and decides what it means. The extension may be that of a tar, of
+    /// a Parquet file, whose images are also read, or of a list.
     #[expect(clippy::disallowed_methods, reason = "the source is a foreign file")]
     pub fn source(name: &str, bytes: &[u8]) -> bool {
         let folder = tempfile::tempdir().expect("a folder");

@@ -93,7 +93,7 @@ pub(super) fn find_leaks(index: &Index, accepted: &[(usize, ImageInfo)], near: b
         .collect()
 }
 
-/// An image of a dataset: its split and its row.
+/// An image of a dataset, as its split and its row.
 type SplitRow<'a> = (&'a str, &'a IndexRow);
 
 fn split_rows(index: &Index) -> impl Iterator<Item = SplitRow<'_>> {
@@ -157,8 +157,8 @@ impl Look {
 
 /// Returns the group of each image: the position of its first member. An image without duplicates is its own group.
 ///
-/// The groups of the images of which `is_new` is false are known: `known` holds pairs of members of one group. Only
-/// what is new is compared.
+/// The groups of images for which `is_new` is false are known: `known` has pairs of members of one group. Only new
+/// images are compared with the others.
 fn groups(looks: &[Look], known: Vec<(u32, u32)>, is_new: impl Fn(u32) -> bool) -> Vec<u32> {
     let sets = &Sets::new(looks.len());
     known.into_iter().for_each(|(one, other)| sets.join(one, other));
@@ -359,7 +359,7 @@ impl Sets {
             if hung.is_ok() {
                 return;
             }
-            // Another thread joined it elsewhere.
+            // Another thread has joined the set of `high` to another.
             (one, other) = (self.root(high), self.root(low));
         }
     }
@@ -369,7 +369,7 @@ impl Sets {
     }
 }
 
-/// The rows of `duplicates.parquet` for these groups (see [`groups`]).
+/// Returns the rows of `duplicates.parquet` for these groups (see [`groups`]).
 fn rows(images: &[SplitRow<'_>], groups: &[u32]) -> Vec<DuplicateRow> {
     let mut members: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (position, &root) in groups.iter().enumerate() {

@@ -335,14 +335,14 @@ impl PartJob<'_> {
         ShardWriter::start(&options.dest, &self.shard_path(number), &layout)
     }
 
-    /// Whether a shard that an earlier call recorded is there.
+    /// Returns whether a shard that an earlier call recorded still exists.
     fn is_there(&self, WrittenShard { entry, offsets, entry_points }: &WrittenShard) -> bool {
-        // A record from before there were entry points is of a shard without.
+        // A record of an older version is of a shard without entry points.
         entry_points.len() == offsets.len()
             && self.checker.options.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
     }
 
-    /// What [`Self::write`] has recorded of a shard that is there.
+    /// Returns the record that [`Self::write`] made of a shard, if the shard still exists.
     fn finished_shard(&self, name: &str) -> Result<Option<WrittenShard>, StorageError> {
         Ok(self.work.load(name)?.filter(|written| self.is_there(written)))
     }

@@ -10,11 +10,11 @@ use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, Manifest};
 use crate::ids::ClassId;
 use crate::storage::Digest;
 
-/// A part of a split: one that is to be made, or that the destination holds already.
+/// A part of a split, either planned or already at the destination.
 #[derive(Debug)]
 pub(super) struct PartPlan<'a> {
     pub split: &'a str,
-    /// Its position in the split's list of parts: 0, or for images that are appended the number of parts before.
+    /// Position in the split's list of parts: 0, or for appended images the number of earlier parts.
     pub number: usize,
     pub entries: &'a [Entry],
     pub fingerprint: Digest,
@@ -246,7 +246,7 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
 /// Number of classes that a line shows.
 const SHOWN_CLASSES: usize = 20;
 
-/// What is said of the classes that an append adds, if there are any.
+/// Returns the line about the classes that an append adds, if there are any.
 pub(super) fn new_classes_line(classes: &[String]) -> Option<String> {
     let count = classes.len();
     (count > 0).then(|| format!("new classes: {count} ({})", first_of(classes, SHOWN_CLASSES)))

@@ -40,7 +40,7 @@ fn folder(root: &Path) {
     fs::write(root.join("cat/3.jpg"), png()).expect("a file");
 }
 
-/// Images of these numbers in the folder of the class `cat`.
+/// Writes images of these numbers to the folder of the class `cat`.
 fn images(root: &Path, numbers: std::ops::Range<u8>) {
     numbers.for_each(|number| write(root.join(format!("cat/{number}.jpg")), jpeg(number)));
 }
@@ -134,14 +134,14 @@ fn fixture() -> Fixture {
     Fixture { _dir: dir, source, dest }
 }
 
-/// The folder of [`folder`].
+/// Makes a fixture whose source is that of [`folder`].
 fn with_folder() -> Fixture {
     let at = fixture();
     folder(&at.source);
     at
 }
 
-/// The same with the dataset that was made of it.
+/// Makes the same fixture, with its source ingested.
 fn ingested() -> Fixture {
     let at = with_folder();
     at.ingest();
@@ -358,7 +358,7 @@ fn links_devices_and_names_that_lead_outside_are_rejected_with_their_reasons() {
 #[test]
 fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
     let at = fixture();
-    // Another try would find no more, in a store either.
+    // A missing source is missing at a retry, too, in a store as well.
     for missing in [location(&at.source.join("nowhere")), Location::in_memory().join("nowhere")] {
         let job = IngestOptions { sources: vec![missing], ..at.options() };
         let error = ingest(&job, &Quiet).expect_err("missing");

@@ -1,7 +1,7 @@
-//! The check of every image, once, and what is stored instead of its own bytes where that is asked for.
+//! Checks every image once, and rewrites those that the options ask to change.
 //!
 //! An image is made smaller (`--max-side`, `--short-side`), which gives a baseline JPEG, or a progressive one is made
-//! baseline (`--baseline`). The second changes no pixel; an image whose pixels it would change stays as it is.
+//! baseline (`--baseline`). The second keeps all pixels; an image whose pixels would change is not rewritten.
 
 use bytes::Bytes;
 use rayon::ThreadPool;
@@ -21,7 +21,7 @@ use crate::image::{
 use crate::progress::Progress;
 use crate::storage::Digest;
 
-/// Number of images whose validations are saved together, which is what a kill can lose.
+/// Number of images whose validations are saved together; a kill loses those of unfinished chunks.
 const IMAGES_OF_CHUNK: usize = 4096;
 /// Number of images that a thread fetches together.
 pub(super) const IMAGES_AT_ONCE: usize = 16;
@@ -38,15 +38,15 @@ pub(super) struct ImageInfo {
     pub view: Option<ViewHash>,
     pub format: Format,
     pub colour: Colour,
-    /// What was done to the source's bytes.
+    /// Change of the source's bytes, if any.
     pub change: Option<Change>,
 }
 
-/// How the stored bytes of an image differ from the source's.
+/// Difference of an image's stored bytes from those of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Change {
     Smaller,
-    /// A progressive JPEG was made baseline.
+    /// A progressive JPEG converted to a baseline one.
     Baseline,
 }
 
@@ -70,20 +70,20 @@ pub(super) struct Kept {
     pub entry_points: Option<Bytes>,
 }
 
-/// Checks the images of a source.
+/// Checker of a source's images.
 #[derive(Clone, Copy)]
 pub(super) struct Checker<'a> {
     pub source: &'a Source,
     pub options: &'a IngestOptions,
     pub memory: &'a MemoryBudget,
-    /// The threads that check and rewrite images.
+    /// Threads that check and rewrite images.
     pub threads: &'a ThreadPool,
     pub progress: &'a dyn Progress,
 }
 
 impl Checker<'_> {
-    /// Checks the images of a part of which nothing is `known` yet; the validations keep the order. What an earlier
-    /// call of the same work has saved is not done again.
+    /// Checks the images of a part that are not `known`; returns the validations of all, in order. Chunks that an
+    /// earlier call of the same work saved are not checked again.
     ///
     /// # Errors
     /// If the source or the destination fails. An image that cannot be decoded is rejected, which is not an error.
@@ -97,7 +97,7 @@ impl Checker<'_> {
         let chunk = |(number, (entries, known)): (usize, Images<'_>)| {
             let step = format!("checked-{number:05}");
             let saved: Option<Vec<Validation>> = work.load(&step)?;
-            // The memory limit may be another one now.
+            // The memory limit may have changed since.
             let holds = |validation: &Validation| {
                 validation.as_ref().err().is_none_or(|why| why.kind != OVER_MEMORY_LIMIT)
             };
@@ -121,7 +121,7 @@ impl Checker<'_> {
         Ok(chunks.into_iter().flatten().collect())
     }
 
-    /// Reads and checks images; `keep` makes what is wanted of each validation and what was read.
+    /// Reads and checks images; `keep` makes the result of each from its validation and the data read.
     ///
     /// # Errors
     /// If the source fails.
@@ -174,7 +174,7 @@ impl Checker<'_> {
     }
 }
 
-/// Why an image is rejected before it is read.
+/// Returns the reason to reject an image before it is read, if there is one.
 pub(super) fn unreadable(entry: &Entry) -> Option<Rejection> {
     if let Some(fault) = entry.fault {
         Some(Rejection { kind: "name or kind of entry".into(), reason: fault.to_string() })
@@ -202,7 +202,7 @@ pub(super) fn prepare(
         return Ok((info(&encoded, header, view_hash(&luma(&image)), Some(Change::Smaller)), None));
     }
     let orientation = options.exif_orientation.of(source);
-    // The source is checked, not the rewritten image, so that `repair` may trust it.
+    // The source is checked, not the rewritten image, so that `rewrite` may trust it.
     let limits = limits(options);
     let (header, view, entry_points) = match options.check {
         CheckDepth::Full => {
@@ -250,8 +250,8 @@ fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<DecodedImage
     Ok(shrink(&image, max_side, short_side))
 }
 
-/// The baseline JPEG of a progressive one that was checked, where that is asked for and changes no pixel: libjpeg
-/// smooths a progressive image whose scans do not bring every bit, but no baseline one.
+/// Converts a checked progressive JPEG to baseline, if requested and if all pixels stay the same: libjpeg smooths a
+/// progressive image whose scans lack some bits, but never a baseline one.
 fn baseline(source: &[u8], options: &IngestOptions) -> Option<Vec<u8>> {
     if !options.baseline {
         return None;

@@ -13,7 +13,7 @@ use crate::run_config::OnCorrupt;
 const DEFAULT_MEMORY: u64 = 4 << 30;
 /// Maximum memory for decoding that each thread can use, in bytes: an image of 40 megapixels.
 const DECODE_MEMORY_OF_A_THREAD: u64 = 256 << 20;
-/// Number of steps that reading is ahead of decoding, where rows are read alone.
+/// Number of steps that reading is ahead of decoding, if rows are read alone.
 const STEPS_READ_AHEAD: u64 = 4;
 /// Number of threads that make batches in turn, so that the last image of one batch does not leave the pool idle.
 pub(super) const DECODE_WORKERS: usize = 2;
@@ -85,12 +85,12 @@ impl LoaderOptions {
         if self.drop_last { instances / batch } else { instances.div_ceil(batch) }
     }
 
-    /// The epoch before which the loader ends.
+    /// Returns the epoch before which the loader ends.
     pub(super) fn end_epoch(&self) -> u64 {
         self.epoch.saturating_add(self.epochs)
     }
 
-    /// In which portions a source is read.
+    /// Returns the portions in which a source is read.
     pub(super) fn portions(&self, source: &dyn Source, passes: Passes) -> Portions {
         let is_exact = passes == Passes::Shuffled && self.shuffle == Shuffle::Exact;
         if is_exact || source.reads_rows() { Portions::Rows } else { Portions::Groups }

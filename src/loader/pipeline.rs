@@ -302,7 +302,7 @@ impl Shutdown {
     }
 }
 
-/// Ends all stages if the thread that holds it panics.
+/// Guard that ends all stages if its thread panics.
 struct OnPanic(Shutdown);
 
 impl Drop for OnPanic {

@@ -77,7 +77,7 @@ pub struct Instances {
     pub held_bytes: u64,
 }
 
-/// Reads images by their bank rows.
+/// Source of images, which reads them by their bank rows.
 pub trait Source: Send + Sync {
     /// Returns the instances of the source; their bank rows are `0..len`.
     fn instances(&self) -> &Instances;
@@ -107,7 +107,7 @@ pub trait Source: Send + Sync {
     /// Prepares to read rows alone with at most `memory` bytes; returns the number of bytes that the source will hold.
     ///
     /// # Errors
-    /// [`LoaderError::Memory`] if these are too few.
+    /// [`LoaderError::Memory`] if `memory` is too small.
     fn prepare_rows(&self, _memory: u64) -> Result<u64, LoaderError> {
         Ok(0)
     }

@@ -58,7 +58,7 @@ fn ids(batches: &[Batch]) -> Vec<u32> {
     batches.iter().flat_map(|batch| batch.ids.iter().map(|id| id.0)).collect()
 }
 
-/// Publishes a dataset of three shards, to which rows are assigned in an order that is not that of the ids.
+/// Publishes a dataset of three shards, to which rows are assigned in an order other than that of the ids.
 fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Manifest {
     let mut assigned = rows.to_vec();
     Stream::new(5, Purpose::Test, 0, 0).shuffle(&mut assigned);
@@ -149,10 +149,10 @@ enum Trouble {
 /// A source in memory that records which row groups were read.
 struct Watched {
     inner: MemorySource,
-    /// Whether it is read in whole row groups, as one in an object store is.
+    /// Whether reads are of whole row groups, as from an object store.
     in_groups: bool,
     groups: Mutex<BTreeSet<usize>>,
-    /// What happens, after how many reads.
+    /// Trouble to cause, and the number of good reads before it.
     trouble: Option<(Trouble, usize)>,
     reads: AtomicUsize,
 }

@@ -8,7 +8,7 @@ use tch::{Device, Kind};
 
 use crate::run_config::{DeviceChoice, Precision};
 
-/// Number type of activations and of rounded kernel copies.
+/// Returns the number type of activations and of rounded kernel copies.
 pub(super) fn kind_of(precision: Precision) -> Kind {
     match precision {
         Precision::F32 | Precision::Tf32 => Kind::Float,
@@ -43,7 +43,7 @@ pub fn allow_tf32(allow: bool) -> Result<(), String> {
 #[expect(unsafe_code, reason = "tch does not expose at::Context, which has the switches")]
 pub fn tf32_is_allowed() -> Result<bool, String> {
     type Question = unsafe extern "C" fn(*mut c_void) -> bool;
-    // SAFETY: the name is that of a member of at::Context that takes nothing and returns a bool.
+    // SAFETY: the symbol is a member of at::Context that takes nothing and returns a bool.
     unsafe {
         let (context, question): (_, Symbol<Question>) = of_context("_ZNK2at7Context15allowTF32CuBLASEv")?;
         Ok(question(context))
@@ -96,7 +96,7 @@ impl std::fmt::Display for SelectedDevice {
     }
 }
 
-/// Selects the requested device and sets plain f32 products. Call [`allow_tf32`] afterwards where TF32 is wanted.
+/// Selects the requested device and sets plain f32 products. Call [`allow_tf32`] afterwards if TF32 is wanted.
 ///
 /// # Errors
 /// If a CUDA device was requested by number and does not exist.

@@ -74,7 +74,7 @@ pub struct Encoder {
     variables: nn::VarStore,
     network: Network,
     precision: Precision,
-    /// Keeps the channels last in memory.
+    /// Whether kernels and images have the channels last in memory.
     channels_last: bool,
     mean: Tensor,
     std: Tensor,
@@ -153,7 +153,7 @@ impl Encoder {
         self.variables.device()
     }
 
-    /// Computes in another precision or layout from now on; the weights stay in f32.
+    /// Sets precision and memory layout of later passes; the weights stay in f32.
     pub fn set_compute(&mut self, precision: Precision, channels_last: bool) {
         (self.precision, self.channels_last) = (precision, channels_last);
         if channels_last {

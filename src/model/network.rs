@@ -33,7 +33,7 @@ impl Network {
         }
     }
 
-    /// The feature before the projection; `at_stage` sees the map of each stage, counted from 0, on the way.
+    /// Computes the feature before the projection. `at_stage` gets the map of each stage, counted from 0.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels of any float type -> `[batch, width]` f32

@@ -267,7 +267,7 @@ impl View for Bytes<'_> {
     }
 }
 
-/// The types that files of this crate may have.
+/// Number types that files of this crate may have.
 const TYPES: [(Kind, Dtype); 6] = [
     (Kind::Half, Dtype::F16),
     (Kind::BFloat16, Dtype::BF16),

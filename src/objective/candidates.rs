@@ -8,8 +8,8 @@ use super::{Negatives, Queries};
 use crate::bank::{BankShard, BatchRows};
 use crate::units::Temperature;
 
-/// Bytes of a tile, of its logits or of its rows in f32, whichever are more; `gathered`: its rows are gathered for each
-/// query. On the CPU a tile should stay in a cache; on a GPU each of its few operations should be worth a launch.
+/// Returns the bytes of a tile's logits or of its rows in f32, whichever are more. `gathered`: whether the rows
+/// differ by query. On the CPU a tile should stay in a cache; on a GPU each operation should be worth its launch.
 fn tile_bytes(device: Device, gathered: bool) -> usize {
     match (device.is_cuda(), gathered) {
         (true, false) => 256 << 20,
@@ -27,7 +27,7 @@ pub(super) enum Candidates<'a> {
     /// Sampled rows.
     Sampled {
         negatives: &'a Negatives,
-        /// Whether to mask the query's own row where it was drawn.
+        /// Whether to mask the query's own row if it was drawn.
         exclude_own: bool,
     },
 }
@@ -37,7 +37,7 @@ pub(super) enum Candidates<'a> {
 pub(super) struct Tile {
     /// `[batch, tile]` f32: similarities divided by the temperature; minus infinity for rows that are not candidates.
     pub logits: Tensor,
-    /// `[tile, dim]` where the queries share the rows, else `[batch, tile, dim]`; f32, or on a GPU the bank's type.
+    /// `[tile, dim]` if the queries share the rows, else `[batch, tile, dim]`; f32, or on a GPU the bank's type.
     rows: Tensor,
 }
 

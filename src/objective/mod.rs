@@ -67,7 +67,7 @@ pub struct Evaluation {
     pub loss: Tensor,
     /// Gradient of the loss with respect to the features, `[queries, dim]` f32.
     pub gradient: Tensor,
-    /// This batch's estimate of ln Z, a f64 scalar; `None` unless Z is a moving average.
+    /// This batch's estimate of ln Z, a f64 scalar; set only for a Z of `ema` or `delayed`.
     pub ln_partition: Option<Tensor>,
 }
 
@@ -75,25 +75,25 @@ pub struct Evaluation {
 #[derive(Debug)]
 pub struct Objective {
     config: TrainConfig,
-    /// ln Z of `nce`, once it is known; it moves only where a moving average is asked for.
+    /// ln Z of `nce`, once known; follows later estimates only with `ema` and `delayed`.
     ln_z: Option<f64>,
-    /// The same on the device, a f64 scalar, where a batch has moved it and it was not read since.
+    /// ln Z on the device, a f64 scalar; set once a step has moved it.
     moved: Option<Tensor>,
 }
 
 impl Objective {
-    /// An objective in a given state; without ln Z at the start of a run.
+    /// Creates an objective in a given state; `ln_z` is `None` at the start of a run.
     pub fn new(config: &TrainConfig, ln_z: Option<f64>) -> Self {
         let ln_z = if let PartitionChoice::Given(z) = config.partition { Some(z.ln()) } else { ln_z };
         Self { config: config.clone(), ln_z, moved: None }
     }
 
-    /// The configuration, of which it has kind, τ, negatives, Z and the proximal term.
+    /// Returns the configuration, which sets kind, τ, negatives, Z and the proximal term.
     pub fn config(&self) -> &TrainConfig {
         &self.config
     }
 
-    /// ln Z of `nce`, as it was read last.
+    /// Returns ln Z of `nce`, as read last.
     pub fn ln_z(&self) -> Option<f64> {
         self.ln_z
     }
@@ -131,8 +131,8 @@ impl Objective {
     /// If a collective fails.
     ///
     /// # Source
-    /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives. With `ema`,
-    /// the estimate of all other steps, in which the positive counts once.
+    /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives. With `ema` and
+    /// `delayed`, the estimate of all other steps, in which the positive counts once.
     pub fn prepare(
         &mut self,
         queries: Queries<'_>,
@@ -214,9 +214,9 @@ impl Objective {
         Partial::of(queries, temperature, part, self.candidates(negatives), sum, partition)
     }
 
-    /// Moves Z where it follows the estimates, without a wait for the device; the loop calls this after step `step` of
-    /// epoch `epoch`, both from 0: `Z <- decay Z + (1 - decay) estimate`, in the logarithm. The next evaluation has the
-    /// new ln Z, a f64 scalar, which is given back to be read later ([`Objective::note_ln_z`]); nothing where Z stays.
+    /// Moves Z if it follows the estimates, without a wait for the device: `Z <- decay Z + (1 - decay) estimate`, in
+    /// the logarithm. The loop calls this after step `step` of epoch `epoch`, both from 0. The next evaluation uses the
+    /// returned ln Z, a f64 scalar; [`Objective::note_ln_z`] takes it once it is read. `None` if Z stays.
     pub fn follow(&mut self, ln_estimate: &Tensor, (step, epoch): (u64, u64)) -> Option<Tensor> {
         let decay = match self.config.partition {
             PartitionChoice::Ema => self.config.partition_decay,

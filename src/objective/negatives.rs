@@ -36,7 +36,7 @@ struct Uploaded {
 
 #[derive(Debug)]
 enum Source {
-    /// `[batch, negatives]`, or `[1, negatives]` where all queries share them.
+    /// `[batch, negatives]`, or `[1, negatives]` if all queries share them.
     Given(Tensor),
     Drawn(Drawn),
 }
@@ -47,15 +47,14 @@ struct Drawn {
     keys: Vec<u64>,
     blocks: Blocks,
     per_block: usize,
-    /// Batch indices of the queries; only 0 where all share.
+    /// Batch indices of the queries; only 0 if all share.
     queries: Vec<usize>,
     shared: bool,
 }
 
 impl Negatives {
-    /// The draws for some of the queries of step `step`, by their numbers within the batch: uniform and with
-    /// replacement; a query's own row is not left out. Of the configuration they depend on the seed, K and which
-    /// queries share them.
+    /// Draws negatives for some queries of step `step`, given by their batch indices: uniform and with replacement; a
+    /// query's own row is not left out. The draws depend on the configuration's seed, K and `negative_sampling`.
     ///
     /// The draws are spread evenly over blocks of rows, so that an owner of some blocks makes its own draws
     /// alone. Each row's probability is exact within one part in [`Blocks::FEWEST_ROWS_FOR_NEGATIVES`], as
@@ -85,7 +84,7 @@ impl Negatives {
     /// Creates negatives from given bank rows.
     ///
     /// # Shape
-    /// `[batch, negatives]` int64, or `[negatives]` where all queries share them
+    /// `[batch, negatives]` int64, or `[negatives]` if all queries share them
     pub fn given(rows: Tensor) -> Self {
         Self::new(Source::Given(if rows.dim() == 1 { rows.unsqueeze(0) } else { rows }))
     }
@@ -251,7 +250,7 @@ mod tests {
     #[test]
     fn they_are_uniform_over_the_rows_and_a_function_of_seed_and_step() {
         let rows = |seed, step| draw(seed, step, 4096, Sampling::PerSample, 0..64).all();
-        // 262 draws for each row, deviation 16; of an odd K, which has one block, 210 and 14.5.
+        // 262 draws for each row, standard deviation 16. An odd K has one block: 210 draws, deviation 14.5.
         let one_block = draw(3, 0, 7, Sampling::PerSample, 0..30_000).all();
         for (rows, fewest, most) in [(rows(1, 1), 180.0, 345.0), (one_block, 140.0, 290.0)] {
             let counts = rows.flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);

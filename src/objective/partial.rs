@@ -36,7 +36,7 @@ pub(super) enum Sum {
 }
 
 impl Partial {
-    /// The sums over the candidates in a part of the bank, from `sum` and `partition` over nothing.
+    /// Computes the sums over the candidates in a shard of the bank; `sum` and `partition` are empty sums.
     pub(super) fn of(
         queries: Queries<'_>,
         temperature: Temperature,
@@ -168,8 +168,8 @@ impl Positives {
 /// Sums `sum_i exp(logit_i)` and `sum_i exp(logit_i) row_i` for each query.
 ///
 /// Logits of unit vectors are at most 1/τ. For τ from [`LOWEST_TEMPERATURE`] on, the exponentials are summed directly,
-/// in five passes over a tile (product, exponential in place, sum, weighted product). Below, the sum is kept relative
-/// to a running maximum, so that nothing overflows; where the maximum grows, earlier sums shrink.
+/// in five passes over a tile (product, exponential in place, sum, weighted product). Below, the sum is relative to a
+/// running maximum, so that nothing overflows; when the maximum grows, earlier sums shrink.
 ///
 /// # Source
 /// Milakov and Gimelshein 2018 (online softmax); the weighted rows as in Rabe and Staats 2021.
@@ -230,7 +230,7 @@ impl LogSum {
         &self.weighted / self.sum.clamp_min(f64::from(f32::MIN_POSITIVE)).to_kind(Kind::Float).unsqueeze(1)
     }
 
-    /// Raises the maximum where the other is larger.
+    /// Raises the maximum to the other's, if that is larger.
     fn rise(&mut self, other: &Tensor) {
         let maximum = self.maximum.maximum(other);
         let shrink = (&self.maximum - &maximum).exp();
@@ -300,7 +300,7 @@ impl NoiseSum {
     }
 }
 
-/// The terms of an estimate of Z: exponentials of logits, over queries and candidates alike.
+/// Sum of the terms of a Z estimate: exponentials of logits, over queries and candidates alike.
 #[derive(Debug, Default)]
 pub(super) struct LogZSum {
     /// f64 scalars: logarithms of sums of exponentials.
@@ -324,18 +324,18 @@ impl LogZSum {
         self.terms.extend(other.terms);
     }
 
-    /// The logarithm of the sum so far, a f64 scalar.
+    /// Returns the logarithm of the sum so far, a f64 scalar.
     fn ln_sum(&self) -> Tensor {
         Tensor::stack(&self.ln_sums, 0).logsumexp([0_i64].as_slice(), false)
     }
 
-    /// How many terms it has, a f64 scalar.
+    /// Returns the number of terms, a f64 scalar.
     fn terms(&self) -> Tensor {
         Tensor::stack(&self.terms, 0).sum(Kind::Double)
     }
 
-    /// `ln Ẑ` of `ema`, a f64 scalar, where the sum is over negatives alone: the positive is one row of `n`, the
-    /// negatives stand for the `n - 1` others.
+    /// Returns `ln Ẑ` of `ema` and `delayed`, a f64 scalar, from a sum over negatives alone: the positive is one
+    /// of `n` rows, and the negatives represent the `n - 1` others.
     ///
     /// # Shape
     /// `positives: [queries]`, logits
@@ -345,13 +345,13 @@ impl LogZSum {
     pub(super) fn ln_estimate_beside(&self, positives: &Tensor, instances: usize) -> Tensor {
         let positives = positives.to_kind(Kind::Double);
         let positive = positives.logsumexp([0_i64].as_slice(), false) - (positives.size()[0] as f64).ln();
-        // Where every negative is left out, their sum is nothing.
+        // If all negatives are masked, their sum is 0.
         let others = (instances as f64 - 1.0).max(0.0).ln();
         let negative = self.ln_sum() - self.terms().clamp_min(1.0).log() + others;
         Tensor::stack(&[positive, negative], 0).logsumexp([0_i64].as_slice(), false)
     }
 
-    /// `ln(n * mean)`, a f64 scalar: the reference's estimate, where the sum is over positives and negatives.
+    /// Returns `ln(n * mean)`, a f64 scalar: the reference's estimate, from a sum over positives and negatives.
     pub(super) fn ln_estimate(&self, instances: usize) -> Tensor {
         self.ln_sum() - self.terms().log() + (instances as f64).ln()
     }

@@ -134,7 +134,7 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     classes.dedup();
     let class: Vec<usize> = names.iter().map(|name| classes.binary_search(name).unwrap_or(0)).collect();
     let id: Vec<u32> = map.rows.iter().map(|&row| input.queries.ids[row].0).collect();
-    // What the script draws: the names of the classes that occur, and of each point its class, instance and places.
+    // Data for the script: names of the occurring classes, and for each point its class, instance and coordinates.
     let mut data = json!({ "classes": classes, "class": class, "id": id, "pca": on_grid(&map.components) });
     if let Some(tsne) = &map.tsne {
         data["tsne"] = json!(on_grid(tsne));

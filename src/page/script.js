@@ -70,7 +70,7 @@ const REACH = 22;
 const source = byId("map-data");
 const plot = source && makeMap(JSON.parse(source.textContent));
 
-// How far the points reach, to both sides of the middle.
+// Returns the extent of the points on each axis, symmetric about the middle.
 function spansOf(points) {
   return [0, 1].map((axis) => 2 * Math.max(1, ...points.map((point) => Math.abs(point[axis] - 500))));
 }

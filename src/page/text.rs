@@ -60,12 +60,12 @@ pub(super) fn breakable(name: &str) -> String {
     escape(name).replace('_', "_<wbr>")
 }
 
-/// Adds a line across a chart, at a place in hundredths of its height.
+/// Adds a line across a chart; `top` is its distance from the top in percent of the height.
 pub(super) fn rule(html: &mut String, top: f64, label: &str) {
     add!(html, "<span class=\"rule\" style=\"top:{top:.2}%\"><i>{label}</i></span>");
 }
 
-/// Adds a dot of a chart, at a place in hundredths of its width and height.
+/// Adds a dot to a chart, at a position in percent of its width and height.
 pub(super) fn dot(html: &mut String, class: &str, (left, top): (f64, f64), step: u64, text: &str) {
     let step = grouped(step);
     add!(

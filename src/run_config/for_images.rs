@@ -63,7 +63,7 @@ impl Images {
     ///
     /// Defaults equal the reference's `main.py`, except for
     ///
-    /// - the objective: the exact softmax where it costs little. It needs no Z, and a young bank estimates Z badly
+    /// - the objective: the exact softmax if it costs little. It needs no Z, and a young bank estimates Z badly
     ///   (docs/training.md);
     /// - Z, a moving average, and the bank's first rows, the encoder's features up to some number of images
     ///   (docs/performance.md, "Objectives by the number of images");

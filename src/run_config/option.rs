@@ -29,7 +29,7 @@ pub struct OptionSpec {
     pub arity: Arity,
     /// Whether fine-tuning has the option too, as it makes sense without a bank.
     pub finetune: bool,
-    /// Default, where it depends on the images ([`Images::defaults`](super::Images::defaults)).
+    /// Default, if it depends on the images ([`Images::defaults`](super::Images::defaults)).
     pub by_images: Option<&'static str>,
     /// Default of runs that started before the option existed, if different.
     pub formerly: Option<&'static str>,
@@ -196,7 +196,7 @@ pub trait OptionValue: Serialize + DeserializeOwned {
     fn from_flag(text: &str) -> Result<toml::Value, String>;
 }
 
-/// A value that a file holds as a string or as a number.
+/// Value that a file holds as a string or as a number.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum TextOrNumber<N> {

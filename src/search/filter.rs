@@ -42,13 +42,13 @@ impl Passed {
     }
 }
 
-/// The rows of a tile and the queries of a group.
+/// Comparison of the rows of a tile with the queries of a group.
 pub(super) struct Filter<'a> {
     pub tile: &'a Tile,
     pub group: &'a Group,
-    /// Of each query; see [`Group::threshold`].
+    /// Threshold of each query; see [`Group::threshold`].
     pub thresholds: &'a [i32; LARGEST_GROUP],
-    /// Gets the rows of each query whose number exceeds the query's threshold.
+    /// Output: the rows of each query whose number exceeds the query's threshold.
     pub found: &'a mut Vec<Passed>,
 }
 
@@ -61,7 +61,7 @@ fn push(found: &mut Vec<Passed>, block: usize, query: usize, rows: u32) {
 }
 
 impl Filter<'_> {
-    /// Finds the rows by the instructions of a level.
+    /// Finds the rows with the instructions of a SIMD level.
     pub(super) fn run(self, simd_level: SimdLevel) {
         match simd_level {
             #[cfg(target_arch = "x86_64")]

@@ -45,7 +45,7 @@ const BLOCKS_PER_THREAD: usize = 4;
 pub struct Neighbours {
     /// Number of neighbours per query.
     pub k: usize,
-    /// `[queries * k]`: a row of the bank's table, and the inner product.
+    /// `[queries * k]`: row of the bank's table, and inner product.
     pub found: Vec<(u32, f32)>,
 }
 
@@ -57,9 +57,9 @@ impl Neighbours {
     }
 }
 
-/// Finds the `k` most similar rows of the bank for each query; with `leave_one_out`, a row of the query's
-/// own id does not count. Where the queries are of unit length, the bank's rows are brought to it as they are read, so
-/// that similarities are cosines. Runs on rayon's current pool.
+/// Finds the `k` most similar rows of the bank for each query; with `leave_one_out`, without a row of the query's own
+/// id. If the queries have unit length, the bank's rows are normalised when read, so that similarities are cosines.
+/// Runs on rayon's current pool.
 ///
 /// # Errors
 /// If the bank cannot be read, or a vector is not finite.
@@ -75,7 +75,7 @@ pub fn search(
     search_at(SimdLevel::best(), (bank, 0..bank.rows()), queries, k, leave_one_out)
 }
 
-/// As [`search`], among some rows of the bank.
+/// Does the same as [`search`], among some rows of the bank.
 ///
 /// # Errors
 /// As [`search`].
@@ -150,7 +150,7 @@ fn query_blocks(
     starts.into_par_iter().map(block).collect()
 }
 
-/// Cuts a chunk into tiles; small ones after the `first` row that is searched.
+/// Divides a chunk into tiles, with small ones after the `first` searched row.
 fn tile_ranges(chunk: &Range<usize>, first: usize, tile_rows: usize) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut start = chunk.start;

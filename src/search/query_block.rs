@@ -131,7 +131,7 @@ impl Neighbour {
     }
 }
 
-/// Collects the best `k` of the pushed rows. The order is total, so the result does not depend on the order of pushes.
+/// The best `k` of the pushed rows. The order is total, so the result does not depend on the order of pushes.
 #[derive(Clone, Debug)]
 struct TopK {
     k: usize,

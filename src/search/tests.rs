@@ -99,14 +99,14 @@ fn found(neighbours: &Neighbours, query: usize) -> Vec<(usize, u32)> {
     neighbours.of(query).map(|(row, similarity)| (row, similarity.to_bits())).collect()
 }
 
-/// A tile of rows and a group of queries, whose codes are at most `limit`.
+/// Encodes a tile of rows and a group of queries, with codes of at most `limit`.
 fn encoded(level: SimdLevel, bank: &[f32], asked: &[f32], dim: usize, limit: f64) -> (Tile, Group) {
     let mut tile = Tile::default();
     tile.encode(level, bank, dim);
     (tile, Group::new(level, asked.chunks_exact(dim), dim, limit))
 }
 
-/// The thresholds of queries, by the similarity that a row must reach.
+/// Returns the thresholds of queries; `least` gives the similarity that a row must reach.
 fn thresholds(
     level: SimdLevel,
     (tile, group): &(Tile, Group),

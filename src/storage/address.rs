@@ -10,10 +10,10 @@ use url::Url;
 
 /// The supported schemes, in lower case.
 const SUPPORTED: [&str; 7] = ["s3", "s3a", "gs", "az", "abfs", "abfss", "file"];
-/// Schemes of other programs, each with ours for the same store.
+/// Schemes of other programs, each with the supported scheme for the same store.
 const TRANSLATED: [(&str, &str); 5] =
     [("s3n", "s3"), ("gcs", "gs"), ("azure", "az"), ("wasb", "az"), ("wasbs", "az")];
-/// Schemes without one of ours.
+/// Unsupported schemes without such a counterpart.
 const FOREIGN: [&str; 10] = ["http", "https", "ftp", "sftp", "ssh", "hdfs", "viewfs", "hf", "dbfs", "oss"];
 
 /// A location, as parsed from its text.
@@ -136,7 +136,7 @@ fn instead_of(scheme: &str, rest: &str) -> Option<String> {
     }
 }
 
-/// Our URL for an address of a cloud's server.
+/// Translates the address of a cloud's server to a supported URL.
 fn of_host(host: &str, path: &str) -> Option<String> {
     let host = host.to_lowercase();
     let url = |scheme: &str, bucket: &str, key: &str| {
@@ -163,7 +163,7 @@ fn of_host(host: &str, path: &str) -> Option<String> {
     azure("https", first, &host, rest)
 }
 
-/// Our URL for a container of an Azure account.
+/// Translates a container of an Azure account to a supported URL.
 fn azure(scheme: &str, container: &str, host: &str, key: &str) -> Option<String> {
     let account =
         host.strip_suffix(".blob.core.windows.net").or(host.strip_suffix(".dfs.core.windows.net"))?;

@@ -26,7 +26,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(30);
 /// Age after which an unknown entry that no job has used may be removed.
 const IDLE: Duration = Duration::from_secs(3600);
-/// The lock, and the file that its holder writes.
+/// Names of the lock, and of the file that its holder writes.
 const LOCK: &str = "lock";
 const UNFINISHED: &str = "unfinished.blob";
 
@@ -35,7 +35,7 @@ const UNFINISHED: &str = "unfinished.blob";
 pub struct BlobCache {
     folder: PathBuf,
     limit: u64,
-    /// The end of the pause after a failure.
+    /// End of the pause after a failure.
     paused: Mutex<Option<Instant>>,
 }
 
@@ -93,9 +93,9 @@ impl BlobCache {
 
     /// Stores bytes under their digest, if necessary in place of entries that are needed later.
     ///
-    /// `next_use` gives the time of the next use, in any unit; `None` for unknown entries, which are removed only if
-    /// no job has used them for an hour. `false`: all other entries are needed sooner, or the folder cannot be changed
-    /// now.
+    /// `next_use` gives the time of the next use, in any unit; `None` for unknown entries, which are removed only if no
+    /// job has used them for an hour. Returns `false` if all other entries are needed sooner, or if the folder cannot
+    /// be changed now.
     pub fn put(&self, digest: Digest, contents: &[u8], next_use: &dyn Fn(Digest) -> Option<u64>) -> bool {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         if paused.is_some_and(|until| Instant::now() < until) {
@@ -116,7 +116,7 @@ impl BlobCache {
     ) -> std::io::Result<bool> {
         let _lock = self.lock()?;
         let unfinished = self.folder.join(UNFINISHED);
-        // What a killed job left.
+        // A killed job may have left an unfinished entry.
         remove_if_there(&unfinished)?;
         let path = self.path(digest);
         if std::fs::symlink_metadata(&path).is_ok_and(|there| there.is_file()) {
@@ -246,7 +246,7 @@ mod tests {
         (dir, cache)
     }
 
-    /// Uses of the blobs `0..uses.len()`.
+    /// Returns the next uses of the blobs `0..uses.len()`, as a function of their digests.
     fn known(uses: &[u64]) -> impl Fn(Digest) -> Option<u64> {
         move |digest| (0..).zip(uses).find(|(number, _)| blob(*number).0 == digest).map(|(_, &at)| at)
     }
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
     }
 
-    /// Body of the child process that `a_kill_while_writing_leaves_only_whole_files` kills; no test by itself.
+    /// Body of the child process that `a_kill_while_writing_leaves_only_whole_files_and_no_lock` kills; no test by itself.
     #[test]
     #[ignore = "started by another test"]
     fn child_that_writes_until_it_is_killed() {

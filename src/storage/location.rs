@@ -27,25 +27,25 @@ use crate::failure::Failure;
 pub struct Location {
     key: Path,
     shown: String,
-    /// The path, for a location on this machine.
+    /// Path, for a location on this machine.
     local: Option<PathBuf>,
-    /// The object store, for any other.
+    /// Object store, for any other location.
     store: Option<Arc<Store>>,
 }
 
 /// A file below a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The name relative to the folder that was listed, with `/` between its parts.
+    /// Name relative to the listed folder, with `/` between its parts.
     pub name: String,
-    /// The size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
     /// Stamp from the ETag of an object store; `None` on this machine.
     pub stamp: Option<Stamp>,
 }
 
-/// Distinguishes versions of a file with equal names and sizes: by the ETag in an object store, by the modification
-/// time on this machine.
+/// Stamp that distinguishes versions of a file of one name and size: from the ETag in an object store, from the
+/// modification time on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp(pub u64);
 
@@ -62,7 +62,7 @@ impl Stamp {
     }
 }
 
-/// Behaviour of a publish where the file exists.
+/// Behaviour of a publish if the file exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishMode {
     /// Replace the file in one step.
@@ -91,8 +91,8 @@ impl Location {
     /// `options`. Nothing is contacted yet.
     ///
     /// # Errors
-    /// [`StorageError::BadLocation`] where the text or `options` are wrong, [`StorageError::Refused`] where the
-    /// environment's settings of the store are.
+    /// [`StorageError::BadLocation`] if the text or `options` are wrong, [`StorageError::Refused`] if the environment's
+    /// settings of the store are.
     pub fn parse(text: &str, options: &StorageOptions) -> Result<Self, StorageError> {
         let bad = |reason: String| StorageError::BadLocation { text: without_credentials(text), reason };
         let (scheme, bucket, key) = match Address::parse(text).map_err(bad)? {
@@ -113,7 +113,7 @@ impl Location {
     /// Parses a path of this machine, by the rules of [`Location::parse`].
     ///
     /// # Errors
-    /// [`StorageError::BadLocation`] where the text names an object store or is wrong.
+    /// [`StorageError::BadLocation`] if the text names an object store or is wrong.
     pub fn parse_local(text: &str) -> Result<PathBuf, StorageError> {
         let path = Address::parse(text).and_then(|address| match address {
             Address::Local(path) => Ok(path),
@@ -194,7 +194,7 @@ impl Location {
         Some(Self { key: Path::from_iter(folder.iter().cloned()), shown, local, store: self.store.clone() })
     }
 
-    /// Returns the path on this machine, where the location has one.
+    /// Returns the path on this machine, if the location has one.
     pub fn local_path(&self) -> Option<&LocalPath> {
         self.local.as_deref()
     }
@@ -213,7 +213,7 @@ impl Location {
         block_on(self.read_part(None))
     }
 
-    /// Reads a range of bytes; fewer where the file ends before.
+    /// Reads a range of bytes; fewer if the file ends before.
     ///
     /// # Errors
     /// If the file does not exist or the store fails.
@@ -255,8 +255,8 @@ impl Location {
         }
     }
 
-    /// Reads bytes and compares their digest. Where it differs, reads them once more, in case they were damaged in
-    /// transit. `None` where it differs again.
+    /// Reads bytes and compares their digest. If it differs, reads them once more, in case they were damaged in
+    /// transit. `None` if it differs again.
     ///
     /// # Errors
     /// As the read.
@@ -285,7 +285,7 @@ impl Location {
         Ok(self.look_up()?.size)
     }
 
-    /// Looks up the stamp of the file's current version; `None` where the store gives none.
+    /// Looks up the stamp of the file's current version; `None` if the store gives none.
     ///
     /// # Errors
     /// If the file does not exist or the store fails.
@@ -313,7 +313,7 @@ impl Location {
         block_on(self.store().head(&self.key)).map_err(|error| self.failed("look up", error))
     }
 
-    /// Lists every file below the folder, sorted by name; none where the folder does not exist.
+    /// Lists every file below the folder, sorted by name; none if the folder does not exist.
     ///
     /// # Errors
     /// If the store fails.
@@ -347,7 +347,7 @@ impl Location {
     /// Writes a small file, whole or not at all; durable when this returns.
     ///
     /// # Errors
-    /// If the store fails, or on [`PublishMode::Create`] where the file exists.
+    /// If the store fails, or on [`PublishMode::Create`] if the file exists.
     pub fn publish(&self, contents: impl Into<Bytes>, mode: PublishMode) -> Result<(), StorageError> {
         let contents = contents.into();
         let is_large = self.store.is_some() && contents.len() > PART_BYTES;
@@ -407,8 +407,8 @@ impl Location {
         self.list()?.iter().try_for_each(|entry| self.join(&entry.name).delete())
     }
 
-    /// Removes what killed uploads into this folder have left of the files that are ours by their names. Object stores
-    /// show none; the bucket's lifecycle rule removes theirs.
+    /// Removes leftovers of killed uploads into this folder, for files whose names `is_ours` accepts. Object stores do
+    /// not list theirs; the bucket's lifecycle rule removes them.
     ///
     /// # Errors
     /// If the folder cannot be read or a file cannot be removed.
@@ -488,9 +488,9 @@ const PARTS_TO_A_DISK: usize = 2;
 /// Size and digest of a published file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// The file's size in bytes.
+    /// Size of the file in bytes.
     pub bytes: u64,
-    /// The digest of its contents.
+    /// Digest of the contents.
     pub digest: Digest,
 }
 

@@ -23,7 +23,7 @@ use super::{Location, PublishMode, StorageError, block_on, handle};
 /// Longest time that a holder takes to write its name.
 const NAMING: Duration = Duration::from_secs(1);
 
-/// A lock that is held; dropping it releases it.
+/// A held lock, which is released when dropped.
 #[derive(Debug)]
 pub struct Lock(Held);
 
@@ -39,7 +39,7 @@ impl Lock {
     /// less than a minute.
     ///
     /// # Errors
-    /// [`StorageError::Locked`] where another process holds it; else if the store fails.
+    /// [`StorageError::Locked`] if another process holds it; else if the store fails.
     pub fn take(location: &Location) -> Result<Self, StorageError> {
         let holder = format!("process {} on {}", std::process::id(), host());
         if let Some(path) = location.local_path() {
@@ -72,7 +72,7 @@ fn host() -> String {
     if name.trim().is_empty() { "an unknown machine".into() } else { name.trim().to_owned() }
 }
 
-/// Takes the operating system's lock of a file; `None` where the file system has none.
+/// Takes the operating system's lock of a file; `None` if the file system has none.
 #[expect(clippy::disallowed_methods, reason = "a lock file holds no result")]
 fn take_file(
     location: &Location,
@@ -116,7 +116,7 @@ fn take_file(
             continue;
         }
         let named = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
-        // Dropped, and so removed, where the disk is full.
+        // Dropped, and so removed, if the disk is full.
         let lock = Lock(Held::Local { _file: file, location: location.clone() });
         return named.map(|()| Some(lock)).map_err(failed);
     }
@@ -146,7 +146,7 @@ impl Drop for Lock {
         if let Held::Local { location, .. } = &self.0
             && let Some(path) = location.local_path()
         {
-            // Removed while it is locked: a process that opened it meanwhile sees that it is gone.
+            // Removed while locked: a process that opened the file meanwhile sees that it is gone.
             if let Err(error) = std::fs::remove_file(path) {
                 tracing::warn!("{location}: cannot remove the lock's file: {error}");
             }
@@ -155,7 +155,7 @@ impl Drop for Lock {
     }
 }
 
-/// Fails where the folder is not empty.
+/// Removes the folder of a file, if it is empty.
 fn remove_empty_folder_of(path: &Path) {
     if let Some(folder) = path.parent() {
         let _ = std::fs::remove_dir(folder);
@@ -171,7 +171,7 @@ struct Pace {
 
 const PACE: Pace = Pace { beat: Duration::from_secs(10), patience: Duration::from_secs(45) };
 
-/// A lease that is held; dropping it releases it.
+/// A held lease, which is released when dropped.
 #[derive(Debug)]
 struct Lease {
     term: Term,
@@ -311,7 +311,7 @@ impl Term {
         for name in files.signs.keys() {
             self.folder.join(name).remove().await?;
         }
-        // This term last: until then the lease is held.
+        // The own term is removed last: until then the lease is held.
         for number in files.terms.keys().filter(|number| **number <= self.number) {
             self.file(*number).remove().await?;
         }
@@ -369,7 +369,7 @@ mod tests {
     }
 
     const QUICK: Pace = Pace { beat: Duration::from_millis(40), patience: Duration::from_secs(3) };
-    /// That of a process that died.
+    /// Pace of a process that died.
     const SILENT: Pace = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
 
     #[test]
@@ -396,7 +396,7 @@ mod tests {
         assert!(take_file(&location, path, "nobody", no_locks).expect("no error").is_none());
     }
 
-    /// A lock in a store, and one on this machine in a folder of its own.
+    /// Returns the location of a lock in a store, and of one in a temporary folder.
     fn both() -> (tempfile::TempDir, [Location; 2]) {
         let dir = tempfile::tempdir().expect("a folder");
         let local = Location::from_path(&dir.path().join(".work/lock")).expect("a location");

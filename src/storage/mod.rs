@@ -134,12 +134,12 @@ pub enum StorageError {
         /// Name that the holder wrote: process and host.
         holder: String,
     },
-    /// The store cannot be used so: by these settings or credentials, or with the keys that it holds.
+    /// The store cannot be used with these settings, credentials or keys.
     #[error("{location}: {reason}")]
     Refused {
         /// The file or folder.
         location: String,
-        /// What is wrong, and what to do.
+        /// Reason, with the action to take.
         reason: String,
         /// The kind of failure.
         failure: Failure,
@@ -186,7 +186,7 @@ impl StorageError {
         error: object_store::Error,
     ) -> Self {
         let (answer, health) = (store.describe(&error), &store.health);
-        // What this process was allowed before may be allowed again.
+        // An operation that was allowed before may be allowed again.
         let denied = |worked| if worked { Failure::Unavailable } else { Failure::Config };
         let (failure, reason) = match (Fault::of(&error), error) {
             (Some(Fault::Setting(advice)), _) => {

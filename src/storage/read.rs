@@ -49,7 +49,7 @@ fn failed(location: &Location, error: io::Error) -> StorageError {
     }
 }
 
-/// Cancels the pending reads that wait with it. All clones share one state.
+/// Signal that cancels the pending reads that wait with it. All clones share one state.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<watch::Sender<bool>>);
 
@@ -106,7 +106,7 @@ impl PendingRead {
         self.checked(joined)
     }
 
-    /// Waits for the bytes; returns `None` as soon as `cancel` is set, even where the store hangs.
+    /// Waits for the bytes; returns `None` as soon as `cancel` is set, even if the store hangs.
     ///
     /// # Errors
     /// As [`PendingRead::finish`].

@@ -1,9 +1,9 @@
 //! Object stores, as decorators around the store of a cloud provider.
 //!
 //! [`Store`] decorates the provider's store, and `counted` its HTTP client. They have the methods that [`ObjectStore`]
-//! requires; the trait makes its others of these. [`Provider`] is opened with the credentials of now. Where options
-//! name files of credentials, a refused request opens the store again once a file has changed. [`Fault`] is what is
-//! wrong with a store, by its errors; [`Health`] whether it still answers.
+//! requires; the trait implements its other methods by these. [`Provider`] is opened with the current credentials. If
+//! options name files of credentials, a refused request reopens the store once a file has changed. [`Fault`] classifies
+//! the errors of a store; [`Health`] records whether it still answers.
 
 mod counted;
 mod local;
@@ -140,7 +140,7 @@ struct Opened {
     generation: u64,
 }
 
-/// What to open again once a file of credentials has changed.
+/// Parameters to reopen the store once a file of credentials has changed.
 struct Recipe {
     scheme: String,
     bucket: String,
@@ -213,7 +213,7 @@ impl Provider {
         }
     }
 
-    /// An error and its causes on one line, without the secrets of now.
+    /// Describes an error and its causes on one line, without the current secrets.
     fn describe(&self, error: &Error) -> String {
         self.opened.read().unwrap_or_else(PoisonError::into_inner).secrets.redact(&one_line(error))
     }
@@ -301,7 +301,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// Classifies an error of a store; `None` where it is none of these faults.
+    /// Classifies an error of a store; `None` if it is none of these faults.
     ///
     /// # Source
     /// The error codes of S3, of Azure Blob Storage and of Cloud Storage; the texts of object_store and reqwest.
@@ -362,7 +362,7 @@ fn unsupported_key(error: &PathError) -> String {
 /// Returns whether the request or its answer was lost in transit, as opposed to being refused.
 fn is_lost(error: &Error) -> bool {
     let error: Option<&(dyn StdError + 'static)> = matches!(error, Error::Generic { .. }).then_some(error);
-    // A request that cannot be built, such as http:// where it is not allowed, was not lost.
+    // A request that cannot be built, such as http:// if that is not allowed, was not lost.
     std::iter::successors(error, |&error| error.source())
         .find(|error| error.is::<HttpError>())
         .is_some_and(|error| !error.to_string().contains("builder error"))
@@ -395,7 +395,7 @@ pub(crate) fn is_below_a_file(error: &Error) -> bool {
 /// Time after which a store that was given up may be back, for a job that continued without it.
 const GONE: Duration = Duration::from_secs(60);
 
-/// The record of one store.
+/// Record of the successes and failures of one store.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     worked: Mutex<BTreeSet<&'static str>>,
@@ -431,7 +431,7 @@ impl Health {
 mod tests {
     use super::*;
 
-    /// The option's value for a secret as an orchestrator mounts it.
+    /// Writes a secret to a file, as an orchestrator mounts it; returns the option's value.
     #[expect(clippy::disallowed_methods, reason = "a file of another program")]
     fn at_file(folder: &std::path::Path) -> String {
         std::fs::write(folder.join("key"), "hunter2hunter2\n").expect("a file");

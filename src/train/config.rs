@@ -1,4 +1,4 @@
-//! Encoder and loader of a run, from its configuration; and whether that fits the data.
+//! Encoder and loader of a run from its configuration, and checks that the configuration fits the data.
 
 use std::sync::Arc;
 
@@ -133,7 +133,7 @@ impl TrainConfig {
     /// Checks that a probe, if enabled, has labels.
     ///
     /// # Errors
-    /// If it has none.
+    /// If no image has a label.
     pub fn check_labels(&self, labelled: u64, dataset: &Location) -> Result<(), TrainError> {
         if !self.probe || labelled > 0 {
             return Ok(());

@@ -10,11 +10,11 @@ use crate::run_config::{BankDtype, BankInit, OptimizerKind, Precision, TrainConf
 const F32: u64 = 4;
 /// Bytes of a bank row besides its vector: id, label and step, in memory and in a checkpoint.
 const BYTES_BESIDE_A_ROW: u64 = 4 + 2 + 8;
-/// Memory of the loader where no limit is given.
+/// Memory of the loader if no limit is given.
 const LOADER_BYTES: u64 = 4 << 30;
 
-/// Resources of one process of a run. Bytes are computed, not measured: working memory of libraries, such as
-/// that of convolutions, comes on top.
+/// Resources of one process of a run. Bytes are computed, not measured, and do not include the working memory of
+/// libraries, such as that of convolutions.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
     /// Trainable parameters of the encoder.

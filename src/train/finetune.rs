@@ -217,7 +217,7 @@ impl Tuner {
 
     /// Loads the backbone's weights from a model with any last layer.
     fn begin_with(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
-        // Keeps the random classifier even where the file's last layer happens to have its shape.
+        // Keeps the random classifier even if the file's last layer happens to have its shape.
         let projection = self.encoder.weights();
         let whole = self.encoder.load_backbone(weights)?;
         if whole {

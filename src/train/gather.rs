@@ -128,7 +128,7 @@ pub(super) struct MicroBatch {
     pub own: Range<usize>,
     /// Largest number of queries of a rank.
     longest: usize,
-    /// Row of each query in the gathered, padded features; empty where all ranks have equally many queries.
+    /// Row of each query in the gathered, padded features; empty if all ranks have equally many queries.
     order: Vec<i64>,
 }
 

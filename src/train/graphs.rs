@@ -109,7 +109,7 @@ impl Graphs {
         Self { recorder, whole, passed: 0, recorded: None }
     }
 
-    /// Returns the graphs for a batch of this many images; `None` where the batch passes without a graph.
+    /// Returns the graphs for a batch of this many images; `None` if the batch passes without a graph.
     pub(super) fn of_batch(
         &mut self,
         encoder: &Rc<Encoder>,

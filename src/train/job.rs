@@ -91,7 +91,7 @@ impl TrainJob {
 /// Checks that a run is not asked for fewer epochs than it has done.
 ///
 /// # Errors
-/// If it is and has not finished, or the store fails.
+/// If fewer are asked for and the run has not finished, or the store fails.
 pub(super) fn check_epochs(run: &Location, done: u64, asked: u64) -> Result<(), TrainError> {
     if done > asked && finished_step(run)?.is_none() {
         return Err(TrainError::FewerEpochs { run: run.to_string(), done, asked });

@@ -474,14 +474,14 @@ impl<L: Learner> Session<'_, L> {
         self.hooks.measured(line);
     }
 
-    /// Returns this process's requests: stop if flagged, and save if rank 0's clock says so.
+    /// Returns this process's requests: stop if flagged, and save if due by rank 0's clock.
     fn requests(&self) -> Requests {
         let minutes = self.config().checkpoint_every_minutes;
         let is_late = minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0;
         Requests { stop: self.is_told_to_stop(), save: self.group.is_first() && is_late }
     }
 
-    /// Returns what all processes do before the next step: requests that came with an earlier step, and those
+    /// Returns the requests for all processes before the next step: those that came with an earlier step, and those
     /// that every process derives itself. A single process uses its requests directly.
     fn decided(&self, here: Requests) -> Requests {
         let every = self.config().checkpoint_every_steps;

@@ -151,7 +151,7 @@ mod tests {
         Probe::new(5, &LABELS, 0.3, Device::Cpu)
     }
 
-    /// `[4, 5]`
+    /// Returns the features of a batch, `[4, 5]`.
     fn features(number: i64) -> Tensor {
         (Tensor::arange(20, (Kind::Float, Device::Cpu)) * (number + 1)).sin().view([4, 5])
     }

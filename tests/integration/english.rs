@@ -75,6 +75,39 @@ fn errors_and_help_have_plain_phrases() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// A comment that begins with one of these hides its subject.
+const HIDDEN_SUBJECTS: &[&str] = &["What", "How", "Who", "Where", "When", "Why"];
+
+#[test]
+fn doc_comments_begin_with_their_subject() {
+    let mut wrong = Vec::new();
+    for path in files("src", "rs") {
+        let text = std::fs::read_to_string(&path).expect("text");
+        wrong.extend(hidden_subjects(&text).map(|line| format!("{}: {line}", path.display())));
+    }
+    assert!(wrong.is_empty(), "begin with a noun or a verb: {wrong:#?}");
+}
+
+/// First lines of the paragraphs of doc comments that begin with a question's word.
+fn hidden_subjects(text: &str) -> impl Iterator<Item = &str> {
+    let doc = |line: &'_ str| line.trim_start().starts_with("///") || line.trim_start().starts_with("//!");
+    let comment = |line: &'_ str| line.trim_start().trim_start_matches(['/', '!']).trim();
+    let before = std::iter::once("").chain(text.lines());
+    before.zip(text.lines()).filter_map(move |(before, line)| {
+        let is_first = doc(line) && (!doc(before) || comment(before).is_empty());
+        let word = comment(line).split([' ', ':', ',']).next()?;
+        (is_first && HIDDEN_SUBJECTS.contains(&word)).then_some(line)
+    })
+}
+
+#[test]
+fn a_hidden_subject_is_found_in_the_first_line_of_a_paragraph_alone() {
+    let text = "/// What a step measured.\n/// Loss of a step.\n/// Where it is NaN, the step is skipped.\n///\n\
+                /// How it is drawn.\nlet x = 1; // What else\n    //! Who reads it.\n";
+    let found: Vec<&str> = hidden_subjects(text).collect();
+    assert_eq!(found, ["/// What a step measured.", "/// How it is drawn.", "    //! Who reads it."]);
+}
+
 /// Every Markdown document of the repository.
 fn documents() -> Vec<PathBuf> {
     let top = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::support::{
     dataset, images, ingest, instdisc, python_or_skip, read_parquet, scratch, train, trained,
@@ -16,7 +16,7 @@ fn a_page_works_in_a_browser() {
     let run = dir.path().join("run");
     train(dataset(), &run, "--epochs 2 --monitor-every 1 --keep 0").arg("--monitor", dataset()).ok();
     let call = instdisc("knn --watch --split val --feature bank,pooled --k 20,1,5 --temperature 0.07,0.5");
-    call.of_run(&run).ok();
+    assert_eq!(call.of_run(&run).json(), json!({ "evaluated": [0, 8, 16], "end": "finished" }));
     let page = run.join("eval/knn-val-bank_pooled-k1_5_20-tau0.07_0.5-step-00000016.html");
     let html = std::fs::read_to_string(&page).expect("a page");
     assert!(html.matches("<tr><th scope=\"row\">").count() > 6, "checkpoints and cells");

@@ -66,6 +66,19 @@ fn synth_draws_the_same_images_for_the_same_seed() {
 }
 
 #[test]
+fn help_of_a_command_has_its_example_and_headings_without_libtorch() {
+    let programs: &[&str] =
+        if cfg!(feature = "torch") { &["ingest", "knn", "train"] } else { &["ingest", "knn"] };
+    for name in programs {
+        let help = instdisc(name).word("--help").ok();
+        assert!(help.contains(&format!("Example:\n  instdisc {name}")), "{help}");
+        let (own, stores) = help.split_once("\nObject storage:\n").expect("a heading");
+        assert!(stores.contains("--retry-tries") && !own.contains("--retry-tries"), "{help}");
+        assert!(help.contains("\nOutput:\n"), "{help}");
+    }
+}
+
+#[test]
 fn completions_name_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let script = instdisc(&format!("completions {shell}")).ok();

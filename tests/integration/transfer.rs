@@ -46,13 +46,17 @@ impl Place<'_> {
     }
 
     /// A file below the places.
-    fn read(&self, name: &str) -> String {
+    fn bytes(&self, name: &str) -> Vec<u8> {
         let Some(bucket) = self.bucket else {
-            return std::fs::read_to_string(self.folder.join(name)).expect(name);
+            return std::fs::read(self.folder.join(name)).expect(name);
         };
         let (folder, file) = name.split_once('/').expect("a file in a folder");
         let found = bucket.contents(folder).into_iter().find(|(found, _)| found == file);
-        String::from_utf8(found.unwrap_or_else(|| panic!("{name} is missing")).1).expect("text")
+        found.unwrap_or_else(|| panic!("{name} is missing")).1
+    }
+
+    fn read(&self, name: &str) -> String {
+        String::from_utf8(self.bytes(name)).expect("text")
     }
 }
 
@@ -106,7 +110,10 @@ fn evaluations(place: &Place<'_>) -> Vec<(&'static str, Value)> {
         place.call(&words, &places).ok();
     }
     let tables = [("--bank", "kinds-train.arrow"), ("--queries", "kinds-test.arrow"), ("--dataset", "kinds")];
-    found.push(("knn of tables", place.json("knn --k 1,5", &tables)));
+    place.call("knn --k 1,5", &[&tables[..], &[("--output", "reports/tables.json")]].concat()).ok();
+    assert!(place.read("reports/tables.html").contains("kinds"));
+    let report = serde_json::from_str(&place.read("reports/tables.json")).expect("JSON");
+    found.push(("knn of tables", report));
     let finetune = "finetune --device cpu --epochs 1 --batch-size 16 --sync-batch-norm --lr 0.001";
     let places = [("--checkpoint", "run"), ("--dataset", "kinds"), ("--run", "tuned")];
     found.push(("finetune", place.json(finetune, &places)));
@@ -172,6 +179,7 @@ fn a_run_without_labels_is_evaluated_on_two_other_datasets_alike_from_folders_an
         assert_eq!(one, three, "{name}");
         assert!(one["top1"].is_number(), "{name}: {one}");
     }
+    assert_eq!(here.bytes("tuned/labels.parquet"), there.bytes("tuned/labels.parquet"));
     let report = &own[1].1;
     let found: Value =
         ["queries", "bank_rows", "classes", "split"].map(|key| report[key].clone()).into_iter().collect();

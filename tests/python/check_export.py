@@ -1,7 +1,7 @@
 """Opens exported files with the programs they are for. Usage: check_export.py FOLDER ARCH DIM DATASET
 
-FOLDER has run/, whole.safetensors, backbone.safetensors, timm/, huggingface/, table.parquet, projector/, and another run,
-cifar/, with val.arrow, its embedding of the dataset's `val`. The images have that network's size.
+FOLDER has run/, whole.safetensors, backbone.safetensors, timm/, huggingface/, table.parquet, projector/, and another
+run, cifar/, with val.arrow, its embedding of the dataset's `val`. The images have that network's size.
 """
 
 import csv
@@ -36,6 +36,7 @@ def tool(name, *arguments):
 model = getattr(torchvision.models, arch)(num_classes=dim)
 for file in ("run/checkpoints/step-00000002/model.safetensors", "whole.safetensors"):
     model.load_state_dict(load_file(folder / file))
+assert pa.ipc.open_file(folder / "run/checkpoints/step-00000002/bank.arrow").read_all().num_rows > 0
 backbone = getattr(torchvision.models, arch)()
 backbone.fc = torch.nn.Identity()
 backbone.load_state_dict(load_file(folder / "backbone.safetensors"))

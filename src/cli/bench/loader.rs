@@ -104,7 +104,7 @@ struct Times {
     stages: [Spent; 4],
 }
 
-/// In the order of [`Stage`](crate::augment::Stage).
+/// Names of the stages, in the order of [`Stage`](crate::augment::Stage).
 const STAGES: [&str; 4] = ["open", "decode", "resize", "colour"];
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result<()> {

@@ -69,7 +69,7 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The time of a clock, such as that of the processor for this process.
+/// Reads a clock, such as that of this process's processor time.
 fn time_of(clock: ClockId) -> Duration {
     let time = clock_gettime(clock);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

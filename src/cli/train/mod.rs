@@ -302,7 +302,7 @@ fn in_words(key: &str, value: &Value) -> String {
     every.map_or_else(|| value.to_string(), MonitorEvery::in_words)
 }
 
-/// The steps of a run, by how many processes, and from which on.
+/// Formats a run's steps, its number of processes, and the step that it resumes from.
 pub(super) fn steps_of(summary: &RunSummary, config: &TrainConfig) -> String {
     let processes =
         if summary.ranks > 1 { format!(" by {} processes", summary.ranks) } else { String::new() };
@@ -313,7 +313,7 @@ pub(super) fn steps_of(summary: &RunSummary, config: &TrainConfig) -> String {
     format!("{} steps of {} images{processes}{resumed}", summary.total_steps, config.batch_size)
 }
 
-/// What a step came to, beside its bar.
+/// Formats the results of a step, shown beside the progress bar.
 pub(super) fn step_line(report: &StepReport, config: &TrainConfig) -> String {
     let StepReport { epoch, loss, lr, images_per_second, .. } = report;
     format!("epoch {}/{} loss {loss:.4} lr {lr} {images_per_second:.0} images/s", epoch + 1, config.epochs)

@@ -144,7 +144,7 @@ fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<
         return Ok(Some(report(kind, fields)));
     }
     if has(fields, "format_version dataset_digest splits") {
-        // A copy outside its dataset.
+        // The manifest is a copy outside its dataset.
         let manifest =
             Manifest::parse(text).map_err(|reason| CommandError::Data(format!("{location}: {reason}")))?;
         let mut summary = dataset_summary(&manifest);

@@ -155,14 +155,16 @@ pub fn watch_run(
 fn is_of_dataset(error: &CommandError) -> bool {
     match error {
         CommandError::OtherDataset { .. } | CommandError::Dataset(_) | CommandError::Loader(_) => true,
+        CommandError::Eval(EvalError::Embed(error)) | CommandError::Embed(error) => {
+            matches!(error, EmbedError::Dataset(_) | EmbedError::Loader(_))
+        }
         CommandError::Eval(error) => matches!(error, EvalError::Dataset(_) | EvalError::Loader(_)),
-        CommandError::Embed(error) => matches!(error, EmbedError::Dataset(_) | EmbedError::Loader(_)),
         _ => false,
     }
 }
 
-/// Returns the part of a report's name for these numbers of neighbours, in ascending order. Asking for 200
-/// where that is the default gives the default's report.
+/// Returns the part of a report's name for these numbers of neighbours, in ascending order. If the default is
+/// 200, asking for 200 gives the default's report.
 fn k_in_name(asked: &[usize], default: usize) -> String {
     let is_default = asked.is_empty() || (asked == [MOST_BY_DEFAULT] && default == MOST_BY_DEFAULT);
     if is_default { String::new() } else { format!("-k{}", joined(asked)) }

@@ -324,7 +324,7 @@ mod tests {
             Self(tempfile::tempdir().expect("a folder"))
         }
 
-        /// Unit vectors at these angles, with labels.
+        /// Writes a table of unit vectors at these angles, with labels.
         fn table(&self, name: &str, angles: &[f32], labels: (&str, ArrayRef)) -> Location {
             self.write(name, &[("vec", vectors(angles, 1.0)), labels])
         }
@@ -356,7 +356,7 @@ mod tests {
         evaluate(&*pair.bank, &pair.queries, &options).expect("scored")
     }
 
-    /// Whether the report has a note with these words.
+    /// Returns whether the report has a note with these words.
     fn says(pair: &KnnPair, words: &str) -> bool {
         report(pair, 1, false).notes.iter().any(|note| note.contains(words))
     }

@@ -54,8 +54,8 @@ impl Drop for Rank {
     }
 }
 
-/// Ranks 0 and 1 wait in a collective, rank 2 does something else, and rank 3 is killed. Of a rank that stands still,
-/// and of the loss of rank 0, there are tests with whole programs.
+/// Ranks 0 and 1 wait in a collective, rank 2 does something else, and rank 3 is killed. Tests with whole programs
+/// cover a rank that hangs, and the loss of rank 0.
 #[test]
 fn a_killed_rank_is_named_by_all_others_within_five_seconds() {
     let listener = listener();

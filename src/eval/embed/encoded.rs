@@ -126,7 +126,7 @@ pub(super) fn write_tables(
     group: &ProcessGroup,
     progress: &dyn Progress,
 ) -> Result<Vec<TableWriter>, EmbedError> {
-    // A process without rows has seen no feature, and does not know its length.
+    // A process without rows has seen no feature, and does not know the features' length.
     let own: Vec<usize> = encoded.layers.iter().map(|layer| layer.dim).collect();
     let dims = gather_numbers(group, &own)?.into_iter().find(|dims| !dims.is_empty()).unwrap_or_default();
     let mut tables = Vec::new();
@@ -198,10 +198,10 @@ fn batch_of_ranks(
     Ok(values)
 }
 
-/// `[rows]` vectors as bytes, each of the same length, that come in any order and are read in that of the rows.
+/// Storage of `[rows]` vectors as bytes, all of the same length, written in any order and read in row order.
 ///
-/// They are in memory, or in a file of the folder for temporary files (`TMPDIR`). The file has no name: nothing is left
-/// of it, however the process ends.
+/// The vectors are in memory, or in a file in the folder for temporary files (`TMPDIR`). The file has no name, so
+/// nothing remains of it, however the process ends.
 #[derive(Debug)]
 struct Scratch {
     row_bytes: usize,
@@ -215,17 +215,17 @@ enum Held {
 }
 
 impl Scratch {
-    /// Room for rows of this length.
+    /// Reserves space for rows of this length.
     ///
     /// # Errors
-    /// If the disk has no room for them.
+    /// If the disk has too little space.
     fn new(rows: usize, row_bytes: usize, in_memory: bool) -> io::Result<Self> {
         let held = if in_memory {
             Held::Memory(vec![0; rows * row_bytes])
         } else {
             let file = tempfile::tempfile()?;
             let bytes = (rows * row_bytes) as u64;
-            // A full disk is found now, not after hours. Some file systems cannot reserve.
+            // Detects a full disk now, not after hours. Some file systems cannot reserve.
             match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
                 Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes)?,
                 reserved => reserved?,
@@ -235,10 +235,10 @@ impl Scratch {
         Ok(Self { row_bytes, held })
     }
 
-    /// Keeps the vector of a row.
+    /// Stores the vector of a row.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the vector cannot be written.
     fn put(&mut self, row: usize, vector: &[u8]) -> io::Result<()> {
         assert_eq!(vector.len(), self.row_bytes, "rows are of one length");
         let start = row * self.row_bytes;
@@ -249,10 +249,10 @@ impl Scratch {
         Ok(())
     }
 
-    /// The vectors of a run of rows.
+    /// Reads the vectors of a range of rows.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// If the vectors cannot be read.
     fn read(&self, rows: Range<usize>, into: &mut [u8]) -> io::Result<()> {
         let (start, end) = (rows.start * self.row_bytes, rows.end * self.row_bytes);
         match &self.held {
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn more_than_the_disk_has_is_refused_before_anything_is_kept() {
-        // More than any file system takes.
+        // More than any file system accepts.
         Scratch::new(1 << 40, 1 << 22, false).expect_err("no room");
     }
 }

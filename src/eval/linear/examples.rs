@@ -12,7 +12,7 @@ use crate::ids::{ClassId, InstanceId, RankShare};
 
 /// Rows of a chunk, which go to the device together.
 const CHUNK: usize = 16_384;
-/// Bytes of a read, and how many are under way beside the one that is waited for.
+/// Bytes of a read, and number of reads ahead of the current one.
 const READ_BYTES: usize = 8 << 20;
 const READS_AHEAD: usize = 4;
 /// Bytes of numbers decoded together: few, so that memory does not become fragmented.
@@ -49,7 +49,7 @@ impl Batch {
 #[derive(Debug)]
 pub(super) struct Examples<'a> {
     table: &'a dyn Table,
-    /// Their rows in it.
+    /// Rows of the examples in the table.
     rows: Vec<u32>,
     /// Range of this process's examples, made of whole chunks.
     own: Range<usize>,
@@ -154,7 +154,7 @@ impl<'a> Examples<'a> {
         let (table, dim) = (self.table, self.dim());
         let mut rest = &self.rows[places];
         let features = Tensor::empty([rest.len() as i64, dim as i64], (Kind::Float, Device::Cpu));
-        // The wanted rows of each range.
+        // The selected rows of each range.
         let parts = table.ranges((READ_BYTES / (4 * dim)).max(1)).into_iter().filter_map(|range| {
             let (rows, later) = rest.split_at(rest.partition_point(|&row| (row as usize) < range.end));
             rest = later;

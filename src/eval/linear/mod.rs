@@ -365,85 +365,85 @@ fn report(
     }
 }
 
-/// The reports of probes on one or several features.
+/// Reports of probes on one or several features.
 pub type LinearReport = Reports<ProbeReport>;
 
-/// The report of one probe.
+/// Report of one probe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProbeReport {
-    /// The share of queries whose class has the highest score.
+    /// Fraction of queries whose own class has the highest score.
     pub top1: f64,
-    /// The share of queries whose class is among the five highest.
+    /// Fraction of queries whose own class is among the five highest.
     pub top5: f64,
     /// Wilson's 95 % interval of `top1`.
     pub top1_interval: [f64; 2],
     /// Wilson's 95 % interval of `top5`.
     pub top5_interval: [f64; 2],
-    /// The layer and its width.
+    /// Layer and its width.
     pub feature: String,
-    /// Labelled rows that were evaluated.
+    /// Labelled rows evaluated.
     pub queries: usize,
-    /// Labelled rows that were trained on.
+    /// Labelled rows trained on.
     pub train_rows: usize,
-    /// The number of classes.
+    /// Number of classes.
     pub classes: usize,
-    /// The score of guessing.
+    /// Score of guessing.
     pub chance: f64,
-    /// How the weights were found.
+    /// Optimiser of the weights.
     pub solver: Solver,
-    /// The learning rate that was chosen; none for `lbfgs`.
+    /// Chosen learning rate; `None` for `lbfgs`.
     pub lr: Option<f64>,
-    /// The weight decay that was chosen.
+    /// Chosen weight decay.
     pub weight_decay: f64,
-    /// Whether each number of the features was brought to mean 0 and variance 1.
+    /// Whether the features were scaled to mean 0 and variance 1.
     pub standardized: bool,
-    /// Whether each epoch saw other crops of the images.
+    /// Whether each epoch used new crops of the images.
     pub augmented: bool,
     /// Steps taken.
     pub iterations: u64,
-    /// Whether `lbfgs` reached the minimum; true for `sgd`, which does not ask.
+    /// Whether `lbfgs` reached the minimum; always true for `sgd`.
     pub converged: bool,
-    /// Every setting with its scores on the held-out tenth of the training rows; empty where there was one.
+    /// Settings with their scores on the held-out tenth of the training rows; empty if there was one setting.
     pub sweep: Vec<SweepCell>,
-    /// The share of the labels that was used, where not all were.
+    /// Fraction of the labels used; `None` if all were.
     pub label_fraction: Option<Fraction>,
-    /// The seed by which they were chosen.
+    /// Seed of the label selection.
     pub label_seed: Option<u64>,
-    /// The seed of the order of rows, and of those held out.
+    /// Seed of the order of rows, and of those held out.
     pub seed: u64,
-    /// Which labels these were.
+    /// Identity of the selected labels.
     pub labels: Option<SubsetRecord>,
-    /// The dataset.
+    /// Digest of the dataset.
     pub dataset_digest: String,
-    /// The split that was trained on.
+    /// Split trained on.
     pub train_split: String,
-    /// The split that was evaluated.
+    /// Split evaluated.
     pub split: String,
-    /// What computed the evaluated features, `cpu` or `cuda`, where their table names it.
+    /// Device that computed the evaluated features, `cpu` or `cuda`, if their table names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// In which type: `f32`, `tf32`, `bf16` or `f16`.
+    /// Precision of these features: `f32`, `tf32`, `bf16` or `f16`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
-    /// The training step of the encoder.
+    /// Training step of the encoder.
     pub step: u64,
-    /// What should be known when the scores are read.
+    /// Notes for readers of the scores.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// How long it took, without embedding.
+    /// Duration in seconds, without embedding.
     pub seconds: f64,
 }
 
-/// One setting of a sweep.
+/// One setting of a sweep, with its scores.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SweepCell {
-    /// The learning rate; none for `lbfgs`.
+    /// Learning rate; `None` for `lbfgs`.
     pub lr: Option<f64>,
-    /// The weight decay.
+    /// Weight decay.
     pub weight_decay: f64,
-    /// On the held-out tenth of the training rows.
+    /// Top-1 on the held-out tenth of the training rows.
     pub validation_top1: f64,
-    /// Likewise.
+    /// Top-5 on the same rows.
     pub validation_top5: f64,
 }
 
@@ -475,23 +475,23 @@ pub fn classify(
     Ok(score)
 }
 
-/// The scores of a classifier. Shares are in 0..1.
+/// Scores of a classifier, as fractions in 0..1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassifierReport {
-    /// The share of labelled images whose class has the highest score.
+    /// Fraction of labelled images whose own class has the highest score.
     pub top1: f64,
-    /// The share of labelled images whose class is among the five highest.
+    /// Fraction of labelled images whose own class is among the five highest.
     pub top5: f64,
     /// Wilson's 95 % interval of `top1`.
     pub top1_interval: [f64; 2],
     /// Wilson's 95 % interval of `top5`.
     pub top5_interval: [f64; 2],
-    /// Labelled images.
+    /// Number of labelled images.
     pub queries: usize,
 }
 
 impl ClassifierReport {
-    /// The shares of these hits.
+    /// Computes the report from a count of hits.
     pub fn new(score: Score) -> Self {
         Self {
             top1: score.share(score.top1),

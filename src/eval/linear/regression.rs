@@ -15,20 +15,20 @@ use crate::progress::Progress;
 /// scikit-learn's default is 1e-4.
 const TOLERANCE: f64 = 2e-6;
 
-/// Pairs of steps and gradient changes that are remembered.
+/// Pairs of steps and gradient changes that are kept.
 const MEMORY: usize = 20;
-/// The decrease that a step needs, of what the slope promises.
+/// Decrease that a step must reach, as a fraction of what the slope promises.
 const DECREASE: f64 = 1e-4;
-/// The share of the slope that may be left after a step.
+/// Fraction of the slope that may remain after a step.
 const CURVATURE: f64 = 0.9;
-/// The largest number of the gradient that counts as nil where rounding allows no further decrease;
-/// scikit-learn's default tolerance.
+/// Largest gradient component that counts as zero if rounding allows no further decrease; scikit-learn's
+/// default tolerance.
 const NIL: f64 = 1e-4;
-/// Evaluations of a line search at most.
+/// Maximum evaluations of a line search.
 const TRIALS: usize = 30;
 
-/// Fits a head for each weight decay, from the strongest on, each starting from the minimum before. The progress counts
-/// `iterations` steps for each, most of which are not needed. All processes of the group get the same heads.
+/// Fits a head for each weight decay, the strongest first; each fit starts from the previous minimum. The progress
+/// counts `iterations` steps per fit, most of them not needed. All processes of the group get the same heads.
 ///
 /// # Errors
 /// If the table cannot be read, or another process fails.
@@ -77,8 +77,8 @@ pub(super) fn fit(
     Ok(heads.into_iter().flatten().collect())
 }
 
-/// Sends the other processes parameters at which all evaluate loss and gradient, or the result. Rank 0 alone decides
-/// which: where processors round differently, each by itself would take other steps.
+/// Sends to the other processes the parameters at which all evaluate loss and gradient, or the result. Rank 0 alone
+/// decides: processors that round differently would take different steps.
 fn lead(group: &ProcessGroup, parameters: &Tensor, end: Option<&Minimum>) -> Result<(), DistributedError> {
     if group.world() == 1 {
         return Ok(());
@@ -175,33 +175,33 @@ fn mean_loss(
     Ok((loss.double_value(&[]) / count + decay, gradient))
 }
 
-/// Where a minimisation ended.
+/// Result of a minimisation.
 #[derive(Debug)]
 struct Minimum {
-    /// The point.
+    /// Final point.
     at: Tensor,
     /// Steps taken.
     steps: u64,
-    /// Whether the gradient is nil, within the tolerance or as far as rounding allows.
+    /// Whether the gradient is zero, within the tolerance or as far as rounding allows.
     converged: bool,
 }
 
-/// A function's value and gradient.
+/// Value and gradient of a function at a point.
 struct Point {
     at: Tensor,
     value: f64,
     gradient: Tensor,
 }
 
-/// Minimises a smooth function by limited-memory BFGS from `start` (a vector of f64) until no number of the gradient
-/// exceeds `tolerance`, or for `most_steps`.
+/// Minimises a smooth function by limited-memory BFGS from `start` (a vector of f64). Stops once no component of the
+/// gradient exceeds `tolerance`, or after `most_steps`.
 ///
 /// # Source
 /// Nocedal and Wright, Numerical Optimization (2006), algorithms 7.4 and 7.5; the line search is Lewis and
 /// Overton's (2013), which needs a decrease and a curvature and finds both by halving and doubling.
 ///
 /// # Errors
-/// Those of the function.
+/// As `function`.
 fn minimise<E>(
     start: &Tensor,
     function: &mut impl FnMut(&Tensor) -> Result<(f64, Tensor), E>,
@@ -213,7 +213,7 @@ fn minimise<E>(
         Ok(Point { at, value, gradient })
     };
     let mut point = evaluate(start.copy())?;
-    // Step, change of the gradient, and one over their product.
+    // Step, change of the gradient, and the reciprocal of their product.
     let mut memory: VecDeque<(Tensor, Tensor, f64)> = VecDeque::new();
     let mut steps = 0;
     while steps < most_steps as u64 {
@@ -223,7 +223,7 @@ fn minimise<E>(
         let mut direction = direction(&point.gradient, &memory);
         let mut slope = dot(&direction, &point.gradient);
         if slope >= 0.0 {
-            // Rounding has spoilt what was remembered.
+            // Rounding errors have spoilt the memory.
             memory.clear();
             direction = -&point.gradient;
             slope = -dot(&point.gradient, &point.gradient);
@@ -249,7 +249,7 @@ fn minimise<E>(
     Ok(Minimum { at: point.at, steps, converged })
 }
 
-/// The two loops of algorithm 7.4.
+/// Computes the search direction by the two loops of algorithm 7.4.
 fn direction(gradient: &Tensor, memory: &VecDeque<(Tensor, Tensor, f64)>) -> Tensor {
     let mut direction = -gradient;
     let mut weights = Vec::new();
@@ -268,8 +268,8 @@ fn direction(gradient: &Tensor, memory: &VecDeque<(Tensor, Tensor, f64)>) -> Ten
     direction
 }
 
-/// A step along the direction that decreases the value and the slope enough; where rounding allows no decrease
-/// any more, none.
+/// Finds a step along the direction that decreases value and slope enough; `None` if rounding allows no
+/// further decrease.
 fn search<E>(
     from: &Point,
     direction: &Tensor,
@@ -281,7 +281,7 @@ fn search<E>(
     let mut best: Option<Point> = None;
     for _ in 0..TRIALS {
         let next = evaluate(&from.at + direction * length)?;
-        // A value that is not a number is no decrease.
+        // NaN does not count as a decrease.
         let decreases = next.value <= from.value + DECREASE * length * slope;
         if !decreases {
             high = length;
@@ -310,7 +310,7 @@ mod tests {
 
     use super::*;
 
-    /// Rosenbrock's valley, whose minimum is at (1, 1).
+    /// Rosenbrock's function, with its minimum at (1, 1).
     #[test]
     fn the_bottom_of_a_curved_valley_is_found() {
         let mut calls = 0;

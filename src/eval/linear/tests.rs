@@ -250,7 +250,7 @@ fn the_chunks_of_several_processes_are_those_of_one() {
     for ranks in [2, 3, 5] {
         assert_eq!(all(ranks), all(1));
     }
-    // Rows of which only some count.
+    // Only some of the table's rows.
     let among: Vec<usize> = (100..30_000).step_by(3).collect();
     let some = Examples::of(&train, Some(&among)).expect("rows");
     let expected = some.ids().flat_map(|id| train.feature(id.row())).copied();

@@ -119,7 +119,7 @@ pub(super) const NATURAL_ORDER: [u8; 64] = [
     47, 55, 62, 63,
 ];
 
-/// Reads a segment's bytes front to back; methods return `None` if the bytes end too early.
+/// Reader of a segment's bytes, front to back; methods return `None` if the bytes end too early.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -14,7 +14,7 @@ const END_OF_BLOCK: u32 = 128;
 /// Flag of an entry for skipping: the block ends here.
 const ENDS: u16 = 1 << 4;
 
-/// The natural place of the coefficient before a place in zigzag order; 64 for those beyond a block.
+/// Natural index of each coefficient in zigzag order; 64 for indices beyond a block.
 static ORDER: [u8; 256] = {
     let mut order = [64; 256];
     let mut at = 0;
@@ -183,8 +183,8 @@ impl Table {
         Some(extend(bits.take(size), size))
     }
 
-    /// Decodes a block's AC coefficients into natural order, from place `at` on; returns where they end, 1 if there
-    /// are none.
+    /// Decodes a block's AC coefficients from index `at` on into natural order; returns the index after the last one, 1
+    /// if there are none.
     #[inline(always)]
     pub(super) fn coefficients(
         &self,
@@ -350,7 +350,7 @@ fn end_of(at: u32) -> Option<u32> {
 /// Number of zero bytes after the data, so that a refill needs no bounds checks.
 const PADDING: usize = 16;
 
-/// Reads bits, most significant first. Zeros follow the end; [`Bits::overran`] reports that afterwards.
+/// Reader of bits, most significant first. Zeros follow the end; [`Bits::overran`] reports that afterwards.
 #[derive(Debug)]
 pub(super) struct Bits<'a> {
     bytes: &'a [u8],

@@ -73,7 +73,7 @@ pub(super) fn flat_sample(dc: i16, step: i16) -> u8 {
     (value.clamp(-128, 127) + 128) as u8
 }
 
-/// The same for any processor; oracle of the x86 code.
+/// Portable code, which is also the oracle of the x86 code.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable {
     use super::*;

@@ -84,10 +84,10 @@ impl BaselineDecoder {
         }
     }
 
-    /// Decodes every coefficient and gives the brightness of all pixels, row after row, and the entry points, where the
-    /// image has any.
+    /// Decodes every coefficient; returns the brightness of all pixels, row by row, and the entry points, if the image
+    /// has any.
     ///
-    /// `None`: left to libjpeg, which may warn of it. Header segments are left to libjpeg's own look at them.
+    /// `None`: left to libjpeg, which may warn of it. libjpeg checks the header segments itself.
     pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
         self.scan.decode(file, frame, region, 1, Note::EntryPoints)?;

@@ -38,7 +38,7 @@ fn with_decompressor<T>(
         };
         let result = work(decompressor).map_err(|error| corrupt(&error));
         if result.is_err() {
-            // After an error in a header it would reject every later image: it continues inside this one.
+            // After an error in a header, a decompressor continues inside this image and would reject every later one.
             *slot = None;
         }
         result
@@ -125,7 +125,7 @@ fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8
 
 /// Returns whether each part between restart markers has the data of all its blocks, and maybe more.
 ///
-/// False for a kind that only libjpeg decodes, where this is unknown.
+/// False for a kind that only libjpeg decodes, for which this is unknown.
 fn is_whole(bytes: &[u8]) -> bool {
     let bytes = without_harmless_flaws(bytes);
     let Some(frame) = Frame::parse(&bytes) else { return false };

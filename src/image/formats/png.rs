@@ -165,7 +165,7 @@ fn append_row(
     }
 }
 
-/// Encodes as PNG. The bytes of one image are the same in every version: datasets hold them.
+/// Encodes as PNG, to bytes that are the same in every version, since datasets contain them.
 ///
 /// # Errors
 /// If the encoder fails.

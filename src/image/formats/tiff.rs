@@ -114,7 +114,7 @@ impl<'a> Directory<'a> {
         Ok(Self { is_big, entries })
     }
 
-    /// The type and the bytes of a tag, if it is there.
+    /// Returns the type and the bytes of a tag, if present.
     fn find(&self, tag: Tag) -> Option<(u16, &'a [u8])> {
         let found = self.entries.iter().find(|(found, ..)| *found == tag)?;
         Some((found.1, found.2))

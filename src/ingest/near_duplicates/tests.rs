@@ -25,7 +25,7 @@ fn looks(views: &[ViewHash]) -> Vec<Look> {
     views.iter().enumerate().map(|(number, &view)| look(number, view)).collect()
 }
 
-/// The groups where none is known before.
+/// Computes the groups if none are known before.
 fn groups(looks: &[Look]) -> Vec<u32> {
     super::groups(looks, Vec::new(), |_| true)
 }

@@ -24,10 +24,10 @@ struct Finished {
     infos: Vec<ImageInfo>,
 }
 
-/// The validations of a shard's first images, and the shard, unless the pass has ended before.
+/// Validations of a shard's first images, and the shard, unless the pass has ended before.
 type Tried = (Vec<Validation>, Option<WrittenShard>);
 
-/// What is known of a part's images, and its shards, unless an image was rejected.
+/// Known validations of a part's images, and its shards, unless an image was rejected.
 pub(super) type Outcome = (Vec<Option<Validation>>, Option<Vec<WrittenShard>>);
 
 /// The pass over a part.
@@ -40,7 +40,7 @@ pub(super) struct OnePass<'a> {
 }
 
 impl<'a> OnePass<'a> {
-    /// The pass that gives the shards these images, by their indexes in the part's list.
+    /// Prepares the pass; `shards` has the indices of each shard's images in the part's list.
     ///
     /// # Errors
     /// If the destination fails.
@@ -75,7 +75,7 @@ impl<'a> OnePass<'a> {
     fn write(&self, number: usize) -> Result<Tried, IngestError> {
         let (job, shard) = (self.job, self.shards[number].as_slice());
         let record = format!("whole-{number:05}");
-        // Where the pass has ended, a shard may be gone; the information on its images is still valid.
+        // After the end of the pass a shard may be gone; the information on its images is still valid.
         let is_valid = |finished: &Finished| {
             finished.infos.len() == shard.len() && (self.has_ended() || job.is_there(&finished.written))
         };

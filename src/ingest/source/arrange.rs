@@ -102,8 +102,8 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     })
 }
 
-/// The images of each split, by class and path, and how many are of another split than asked for; `images` has path
-/// and class of each record.
+/// Returns the images of each split, by class and path, and the number of images of splits that were not requested;
+/// `images` has path and class of each record.
 fn entries_of(
     records: &mut Records<'_>,
     splits: &Splits,

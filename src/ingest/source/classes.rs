@@ -171,7 +171,7 @@ impl Classes {
         Ok(())
     }
 
-    /// Whether the texts are numbers rather than names; `others` are those that are no number of a class.
+    /// Returns whether the texts are numbers rather than names; `others` are those that are not the number of a class.
     fn are_numbers(
         &mut self,
         records: &Records<'_>,
@@ -401,7 +401,7 @@ fn strip_common_folder(
         let Some(common) = common.map(str::to_owned) else { return stripped };
         // `n01440764/images/*.JPEG` is one class, not a class called `images`.
         let is_class = deeper == 0 && next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
-        // What is in a lone `images` is flat, unless that would lose what other splits say of their classes.
+        // A lone folder such as `images` is flat, unless other splits have classes and no labels are given.
         let is_flat = deep == 0
             && (is_layout_folder(&common) || split_like(&common).is_some())
             && (classes.is_empty() || records.labels.is_some());
@@ -431,7 +431,7 @@ struct Contents<'a> {
     folders: BTreeSet<&'a str>,
     /// Whether subfolders contain folders, too.
     is_deeper: bool,
-    /// An image below them in a folder of another name than the first.
+    /// Path of an image below them in a folder of another name than the first.
     example: Option<&'a str>,
 }
 

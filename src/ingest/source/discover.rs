@@ -28,14 +28,14 @@ const CIFAR_FILES: [&str; 4] = ["data_batch_1.bin", "data_batch_1", "test.bin", 
 /// Content of a source, and the files that are skipped.
 #[derive(Debug)]
 pub(super) struct Discovered {
-    /// `Imagefolder`, `Tar`, `Parquet` or `List`. What tars are, their members decide later.
+    /// `Imagefolder`, `Tar`, `Parquet` or `List`; the layout of tars is decided later, by their members.
     pub form: SourceFormat,
-    /// The files that hold images or name them; none of a folder of images.
+    /// Files that contain images or name them; empty for a folder of images.
     pub containers: Vec<Container>,
-    /// The files of a folder of images.
+    /// Files of a folder of images.
     pub listing: Listing,
     pub passed_over: Counts,
-    /// Files of the source that are neither: labels may be among them.
+    /// Other files of the source, possibly with labels.
     pub others: Vec<(String, Location)>,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
     Err(IngestError::layout(&options.sources[0], reason))
 }
 
-/// Whether files of this form may be what was asked for.
+/// Returns whether files of this form can have the requested format.
 fn fits(form: SourceFormat, wanted: SourceFormat) -> bool {
     use SourceFormat::{Auto, Cifar, Imagenet, Tar, Webdataset};
     wanted == Auto || wanted == form || form == Tar && [Webdataset, Imagenet, Cifar].contains(&wanted)
@@ -86,7 +86,7 @@ fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered
     if source.local_path().is_some_and(Path::is_dir) {
         return discover_folder(options, source);
     }
-    // What the user names is not hidden.
+    // A file that the user names does not count as hidden.
     let file = (source.clone(), source.file_name().trim_start_matches('.').to_owned());
     match of_containers(source, vec![file], Counts::new(), Vec::new()) {
         Err(IngestError::Storage(error)) if error.is_not_found() && source.local_path().is_none() => {
@@ -176,7 +176,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     let found = forms.map(|(form, is, kind)| (form, is, kind, names(is)));
     let found: Vec<_> = found.into_iter().filter(|(.., names)| !names.is_empty()).collect();
     let mut present: Vec<_> = found.iter().filter(|(form, ..)| fits(*form, options.format)).collect();
-    // Beside images, or anything else that is wanted, a list is one of labels.
+    // Beside images, or anything else that is wanted, a list contains labels.
     if present.len() > 1 || found.first().is_some_and(|(form, ..)| *form == SourceFormat::Imagefolder) {
         present.retain(|(form, ..)| *form != SourceFormat::List);
     }
@@ -193,7 +193,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
         );
         return Err(IngestError::layout(folder, reason));
     }
-    // A form that was not asked for is an error of the caller.
+    // The caller reports a form that was not requested.
     let form = present.first().copied().or(found.first());
     let Some((_, is_packed, ..)) = form.filter(|(form, ..)| *form != SourceFormat::Imagefolder) else {
         if form.is_none() && listing.faults.iter().all(|(path, _)| !is_image(path)) {

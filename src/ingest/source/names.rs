@@ -45,7 +45,7 @@ const DATASET_NAMES: [&str; 4] = ["index", "rejects", "manifest.json", "duplicat
 /// Number of splits that an error names.
 const SHOWN_SPLITS: usize = 5;
 
-/// Whether a name is one of these, in any case.
+/// Returns whether a name is one of `known`, ignoring case.
 pub(super) fn is_among(name: &str, known: &[&str]) -> bool {
     known.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
@@ -100,7 +100,7 @@ fn ends_with(path: &str, endings: &[&str]) -> bool {
     endings.iter().any(|end| tail(end.len()).is_some_and(|tail| tail.eq_ignore_ascii_case(end)))
 }
 
-/// Whether a part of a path is hidden or litter, such as `.ipynb_checkpoints`, `._1.jpg` or `__MACOSX`.
+/// Returns whether a part of a path is hidden or litter, such as `.ipynb_checkpoints`, `._1.jpg` or `__MACOSX`.
 pub(super) fn hidden(path: &str) -> bool {
     // A second dot makes an ordinary, if odd, name: `..a`.
     path.split('/').any(|part| part.starts_with('.') && !part.starts_with("..") || LITTER.contains(&part))
@@ -305,7 +305,7 @@ impl PathGlob {
     pub(super) fn folders_of(&self, path: &str) -> usize {
         let folders = path.matches('/').count();
         if self.any_depth {
-            // Of `*` any folder at all is a class.
+            // With `*`, any folder is a class.
             let is_named = |part| self.text != "*" && self.glob.is_match(part);
             return path.split('/').take(folders).position(is_named).map_or(0, |at| at + 1);
         }

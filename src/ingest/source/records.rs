@@ -79,7 +79,7 @@ pub(super) struct Word(u32);
 pub(crate) enum Fault {
     #[error("a link that leads nowhere or to itself")]
     BrokenLink,
-    /// What it leads to is listed already.
+    /// The target of the link is listed already.
     #[error("a link to a folder above it")]
     LinkAbove,
     #[error("a symbolic link (archive the files themselves: `tar -h`)")]
@@ -92,7 +92,7 @@ pub(crate) enum Fault {
     NotUtf8,
     #[error("its name leads outside of the archive")]
     LeadsOutside,
-    /// Beside them, where torchvision's ImageFolder does not look either.
+    /// An image beside the class folders, which torchvision's ImageFolder does not read either.
     #[error("outside the class folders")]
     OutsideClasses,
     #[error("WebDataset keys end at the first dot of the file name, so its sample has no image")]
@@ -124,7 +124,7 @@ impl ImageBytes {
 /// An entry with an image's name.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
-    /// The container that names it: an index into [`Records::origins`].
+    /// Container that names the entry, as an index into [`Records::origins`].
     pub origin: u32,
     /// Path within the container.
     pub path: Box<str>,
@@ -140,7 +140,7 @@ impl Record {
         Self { origin, path: path.into(), evidence, split: None, place, fault: None }
     }
 
-    /// One that is not taken.
+    /// Makes the record of an entry that is not taken.
     pub(super) fn rejected(origin: u32, path: &str, fault: Fault) -> Self {
         Self { fault: Some(fault), ..Self::new(origin, path, Evidence::Folders, ImageBytes::NONE) }
     }
@@ -212,9 +212,9 @@ pub(super) struct ClassNames {
 pub(super) struct Records<'a> {
     pub options: &'a IngestOptions,
     pub containers: Containers,
-    /// Returns the names of containers below the source; empty for the source itself.
+    /// Names of the containers below the source; empty for the source itself.
     pub origins: Vec<String>,
-    /// In the order of the source.
+    /// Records in the order of the source.
     pub list: Vec<Record>,
     pub class_names: Option<ClassNames>,
     /// Labels of images without a class folder, by path or name as in their list, with or without the extension.
@@ -225,7 +225,7 @@ pub(super) struct Records<'a> {
     pub passed_over: Counts,
     /// Stamps of the files that contain images.
     pub stamps: Stamps,
-    /// How the source was understood so far, a sentence each.
+    /// Interpretation of the source so far, a sentence each.
     pub understood: Vec<String>,
     pub warnings: Vec<String>,
     words: Vec<Box<str>>,
@@ -296,7 +296,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Adds a file whose folders are its class, if it is an image by its name.
+    /// Adds a file whose folders are its class, if it has the name of an image.
     pub(super) fn push_file(&mut self, origin: u32, path: String, split: Option<Word>, place: ImageBytes) {
         if is_image(&path) {
             self.push(Record { split, ..Record::new(origin, path, Evidence::Folders, place) });
@@ -305,9 +305,9 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Adds an entry that cannot be taken, if it is an image by its name.
+    /// Adds an entry that cannot be taken, if it has the name of an image or is a broken link.
     pub(super) fn push_fault(&mut self, origin: u32, path: &str, fault: Fault) {
-        // What a broken link was to be is not known: it may have been a class.
+        // The target of a broken link is unknown; it may have been a class.
         if is_image(path) || fault == Fault::BrokenLink {
             self.push(Record::rejected(origin, path, fault));
         } else {
@@ -326,7 +326,7 @@ impl<'a> Records<'a> {
         count(&mut self.passed_over, reason, || shown(&self.origins[origin as usize], path));
     }
 
-    /// Notes how the source was understood; once, however many files say it.
+    /// Notes an interpretation of the source, once for all files that lead to it.
     pub(super) fn note(&mut self, sentence: String) {
         if !self.understood.contains(&sentence) {
             self.understood.push(sentence);

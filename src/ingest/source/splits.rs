@@ -34,7 +34,7 @@ pub(super) struct Assigned {
 #[derive(Debug, Default)]
 pub(super) struct Splits {
     pub names: Vec<String>,
-    /// Returns the assignment of each record; `None` for one that was not requested.
+    /// Assignment of each record; `None` for one that was not requested.
     pub of: Vec<Option<Assigned>>,
     /// Origin of the splits, as a sentence.
     pub understood: String,
@@ -83,7 +83,7 @@ impl Splits {
         })
     }
 
-    /// All records as one split.
+    /// Assigns all records to one split.
     fn all(self, records: &Records<'_>, name: &str) -> Self {
         let of = vec![Some(Assigned { split: 0, below: 0 }); records.list.len()];
         Self { names: vec![name.to_owned()], of, ..self }
@@ -152,7 +152,7 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
     Ok(splits)
 }
 
-/// The parts of a path.
+/// Iterates over the parts of a path.
 fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|part| !part.is_empty())
 }
@@ -204,7 +204,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     let all = with == records.list.len() as u64;
     match wanted {
         None if !all => return Err(mixed(records, &found, &counts)),
-        // A word that is the only one may be a class beside others: then `--split` does not say which is meant.
+        // The only word may be a class beside others; then `--split` is ambiguous.
         Some(_) if !all && has_wanted && counts.len() == 1 => return Err(mixed(records, &found, &counts)),
         Some(name) if !all && !has_wanted => {
             splits.understood = format!("splits: all images are `{name}`, by `--split`");
@@ -308,7 +308,7 @@ impl Likely {
     }
 }
 
-/// The splits that names are likely to mean, one for each that means any.
+/// Returns the probable split of each name that has one.
 fn likely_meanings(names: &BTreeSet<String>) -> Vec<String> {
     names.iter().filter_map(|name| split_like(name)).map(|(word, _)| split_meaning(word)).collect()
 }

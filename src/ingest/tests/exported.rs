@@ -24,7 +24,7 @@ fn dataset(at: &Fixture, paths: &[String]) -> Location {
     dataset
 }
 
-/// The export of a dataset to a folder.
+/// Returns the options that export a dataset to a folder.
 fn export_to(dataset: &Location, dest: &Path) -> ExportOptions {
     ExportOptions { dataset: dataset.clone(), dest: location(dest), split: None }
 }

@@ -207,7 +207,7 @@ fn a_image_that_is_small_enough_stays_as_it_is() {
 
 #[test]
 fn a_progressive_jpeg_that_smoothing_would_change_stays_as_it_is() {
-    // Without its last scans it decodes without a warning, but libjpeg smooths over the missing bits.
+    // Without its last scans the image decodes without a warning, but libjpeg smooths over the missing bits.
     let smooth = |at: u32| (at % 48 / 3 * 4 + at / 48 * 9) as u8;
     let rgb: Vec<u8> = (0..16 * 16 * 3).map(smooth).collect();
     let mut bytes = compressed(&rgb, PixelFormat::RGB, |compressor| {

@@ -193,7 +193,7 @@ fn table() -> Vec<u8> {
     parquet_of(&batch)
 }
 
-/// With INSTDISC_ROUNDS in the environment, as many of each.
+/// INSTDISC_ROUNDS in the environment sets the number of rounds of each.
 #[test]
 fn damaged_lists_and_tables_lose_no_image_silently() {
     let rounds = std::env::var("INSTDISC_ROUNDS").map_or(60, |rounds| rounds.parse().expect("a number"));
@@ -301,7 +301,7 @@ fn a_split_that_is_called_like_a_file_of_a_dataset_is_an_error_before_anything_i
         assert!(error.to_string().contains("a split cannot be called `"), "{error}");
         assert!(!at.dest.exists());
         if name.is_empty() {
-            // In a list it is none.
+            // In a list, an empty name is no split.
             continue;
         }
         let list = at.source.join("list.csv");

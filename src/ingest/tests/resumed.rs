@@ -62,7 +62,7 @@ fn shards_that_a_journal_names_without_entry_points_are_written_again() {
             continue;
         };
         let shard = at.dest.join(written["entry"]["path"].as_str().expect("a path"));
-        // Those of train were removed when an image was rejected.
+        // The shards of train were removed when an image was rejected.
         let Ok(found) = fs::metadata(&shard) else { continue };
         assert!(written.remove("entry_points").is_some(), "{name}");
         let len = found.len() as usize;

@@ -42,8 +42,8 @@ impl StoredImage {
         self.group as usize
     }
 
-    /// The image by `read`, which gets ranges of the shard's file; `None` if it gives other bytes than were written.
-    /// Without its entry points, where these cannot be read, it is decoded all the same.
+    /// Fetches the image by `read`, which returns ranges of the shard's file; `None` if the bytes differ from those
+    /// written. If its entry points cannot be read, the image is decoded without them.
     pub(super) fn fetch<E>(
         &self,
         read: impl Fn(Range<u64>) -> Result<Bytes, E>,

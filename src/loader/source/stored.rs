@@ -131,7 +131,7 @@ struct StreamedSource {
     row_groups: RowGroupCache,
     /// Cache of row groups on a local disk.
     cache: Option<BlobCache>,
-    /// By digest of a group: when it is needed next, where there is a cache.
+    /// By digest of a group: time of its next use; empty without a cache.
     next_use: HashMap<Digest, AtomicU64>,
 }
 
@@ -255,7 +255,7 @@ const GROUPS_AT_ONCE: usize = 4;
 /// Default limit of the row groups in memory, in bytes.
 const READ_MEMORY: u64 = 1 << 30;
 
-/// Whole row groups in memory, up to a limit of bytes: the one that would exceed it takes the place of all.
+/// Whole row groups in memory, up to a limit of bytes; a group that would exceed it replaces all others.
 #[derive(Debug)]
 struct RowGroupCache {
     limit: AtomicU64,

@@ -222,7 +222,7 @@ pub fn adamw(
 }
 
 /// Takes a step of LARS: SGD with momentum whose gradient is first scaled, for each tensor, by `trust *
-/// ‖weight‖ / ‖gradient + weight_decay * weight‖` where both norms are above 0. With `trust` 0 it is SGD with
+/// ‖weight‖ / ‖gradient + weight_decay * weight‖` if both norms are above 0. With `trust` 0 it is SGD with
 /// momentum. Overwrites the gradients. The scaling takes a launch per tensor.
 ///
 /// # Panics

@@ -16,7 +16,7 @@ const REGISTER_QUADS: usize = Line::BYTES / QUAD;
 /// Rows of a block in one register.
 const REGISTER_ROWS: usize = BLOCK_ROWS / 2;
 
-/// [`Filter`] with AMX.
+/// Runs [`Filter`] with AMX.
 pub(super) fn filter_amx(_has: Amx, whole: Filter<'_>) {
     let Filter { tile, group, .. } = whole;
     let blocks = tile.rows.div_ceil(BLOCK_ROWS);

@@ -9,14 +9,14 @@ use crate::simd::{Line, V3, Vnni};
 /// Bytes of a quad in one block.
 const STRIDE: usize = BLOCK_ROWS * QUAD;
 
-/// [`Filter`] with AVX2.
+/// Runs [`Filter`] with AVX2.
 pub(super) fn filter_v3(_has: V3, filter: Filter<'_>) {
     check(&filter);
     // SAFETY: the value proves that the CPU has the instructions; the shapes were checked.
     unsafe { filter_avx2(filter) }
 }
 
-/// [`Filter`] with AVX-512.
+/// Runs [`Filter`] with AVX-512.
 pub(super) fn filter_vnni(_has: Vnni, filter: Filter<'_>) {
     check(&filter);
     // SAFETY: the value proves that the CPU has the instructions; the shapes were checked.

@@ -1,9 +1,9 @@
 //! The file system of this machine, with workarounds for object_store's local store.
 //!
-//! object_store stages a file and links it to its name, which fails where a file of that name exists. On a file system
-//! without hard links, such as SMB and many FUSE ones, [`Local`] renames the staged file without replacing another.
-//! Where the file system does not support that either, an empty file claims the name, and the staged one is renamed
-//! over it. A kill between these two steps leaves the empty file, which is reported as damaged.
+//! object_store stages a file and links it to its name, which fails if a file of that name exists. On a file system
+//! without hard links, such as SMB and many FUSE ones, [`Local`] renames the staged file without replacing another. If
+//! the file system does not support that either, an empty file claims the name, and the staged one is renamed over it.
+//! A kill between these two steps leaves the empty file, which is reported as damaged.
 //!
 //! object_store leaves a staged upload behind if the last step fails, as on a full disk; [`StagedUpload`] removes it.
 
@@ -221,7 +221,7 @@ fn rename_new(from: &LocalPath, to: &LocalPath) -> io::Result<()> {
 /// Creates a file with its contents, durable when this returns.
 ///
 /// # Errors
-/// Of kind [`ErrorKind::AlreadyExists`] where a file of this name exists.
+/// Of kind [`ErrorKind::AlreadyExists`] if a file of this name exists.
 fn create_by(path: &LocalPath, contents: &[u8], rename_new: RenameNew) -> io::Result<()> {
     let mut tries = 0;
     loop {

@@ -1,8 +1,7 @@
 //! Errors of a store without secrets.
 //!
 //! Stores repeat a refused request in their answer, with its session token, and the object_store crate puts answers
-//! into its errors. A text that leaves a store has the cause, without such answers and without the value of any secret
-//! setting.
+//! into its errors. An error text has the cause, without such answers and without the value of any secret setting.
 
 use std::error::Error as StdError;
 

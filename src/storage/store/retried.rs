@@ -1,8 +1,8 @@
 //! Attempts beyond those of the object_store crate.
 //!
 //! The crate repeats a request on 5xx, 429 and lost connections, and resumes a broken body of a read. It gives up at
-//! once where an answer to a list, an upload or a conditional write breaks. [`Store`] repeats those within the same
-//! limits, and refused requests once there are new credentials.
+//! once if an answer to a list, an upload or a conditional write breaks. [`Store`] repeats those within the same
+//! limits, and repeats refused requests once there are new credentials.
 
 use std::collections::hash_map::RandomState;
 use std::error::Error as StdError;
@@ -72,7 +72,7 @@ impl Attempts {
         Self { limits, started: now, last: now, made: 1 }
     }
 
-    /// Waits before another attempt; returns `false` where the limits allow none.
+    /// Waits before another attempt; returns `false` if the limits allow none.
     pub(super) async fn again(&mut self) -> bool {
         if self.tries() > self.limits.tries || self.are_over() {
             return false;
@@ -125,7 +125,7 @@ fn failed(source: impl StdError + Send + Sync + 'static) -> Error {
     Error::Generic { store: "object store", source: Box::new(source) }
 }
 
-/// The store of a bucket: it repeats what was lost on the way, and settles the lost answers of creates and uploads.
+/// Store of a bucket, which repeats lost requests and settles the lost answers of creates and uploads.
 #[derive(Clone, Debug)]
 pub(in crate::storage) struct Store {
     provider: Arc<Provider>,
@@ -162,13 +162,13 @@ impl Store {
         Self { provider, health, limits, single_writer, creates }
     }
 
-    /// Over a store of a test.
+    /// Wraps a store of a test.
     #[cfg(test)]
     pub(in crate::storage) fn of_test(store: Arc<dyn ObjectStore>, options: &StorageOptions) -> Self {
         Self::over(Provider::of_store(store), options)
     }
 
-    /// An error and its causes on one line, without secrets.
+    /// Describes an error and its causes on one line, without secrets.
     pub(in crate::storage) fn describe(&self, error: &Error) -> String {
         self.provider.describe(error)
     }
@@ -373,8 +373,8 @@ impl ObjectStore for Store {
     }
 }
 
-/// An upload whose completion counts as done where its answer was lost and the file is there. Its removal, after it
-/// failed, neither hides the failure nor takes the time of all retries again.
+/// An upload whose completion succeeds although its answer was lost, if the file exists. Its removal, after a failure,
+/// neither hides the failure nor takes the time of all retries again.
 #[derive(Debug)]
 struct RetriedUpload {
     upload: Box<dyn MultipartUpload>,
@@ -427,7 +427,7 @@ impl MultipartUpload for RetriedUpload {
     }
 }
 
-/// Repeats a part of an upload with a new signature.
+/// Policy that repeats a part of an upload with a new signature.
 #[derive(Debug)]
 struct PartRetries(RetryLimits);
 
@@ -553,7 +553,7 @@ mod tests {
         }
     }
 
-    /// An upload whose first step fails with this error and whose others are lost; its removal is never answered.
+    /// An upload whose first step fails with this error and whose other steps are lost; its removal is never answered.
     #[derive(Debug)]
     struct Failing(Option<Error>);
 

@@ -1,8 +1,8 @@
 //! Conditional creates that give a definite answer.
 //!
-//! The store decides which of several writers wins, by a put that fails where the key exists (`If-None-Match: *`).
-//! Its answer can be lost after it acted; the next attempt then meets the writer's own file. So every file is marked
-//! with its writer's id, and a doubtful answer is settled by reading it back.
+//! The store decides which of several writers wins, by a put that fails if the key exists (`If-None-Match: *`). Its
+//! answer can be lost after it acted; the next attempt then finds the writer's own file. Therefore every file is marked
+//! with its writer's id, and a doubtful answer is settled by reading the file back.
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -117,7 +117,7 @@ impl Store {
     /// Checks, once, that the store refuses to create a file twice.
     ///
     /// # Errors
-    /// [`Error::NotImplemented`] of [`CONDITIONAL_CREATE`] where the store overwrites; else if a request fails.
+    /// [`Error::NotImplemented`] of [`CONDITIONAL_CREATE`] if the store overwrites; else if a request fails.
     pub(super) async fn require_creates(&self, key: &Path) -> Result<()> {
         if self.creates.get().is_some() {
             return Ok(());
@@ -271,7 +271,7 @@ mod tests {
         Location::on_store(Arc::new(store), options)
     }
 
-    /// A folder in a store that loses answers.
+    /// Makes a folder in a store that loses answers.
     fn losing(forgets: bool) -> Location {
         folder(Vicious { loses: true, forgets, ..Vicious::default() }, &StorageOptions::default())
     }

@@ -23,7 +23,7 @@ pub(crate) struct DataIdentity {
     pub classes: Vec<String>,
     pub ids: Vec<InstanceId>,
     pub labels: Vec<Option<ClassId>>,
-    /// Digest of the row groups' contents; set only where the order of the images depends on them.
+    /// Digest of the row groups' contents; set only if the order of the images depends on them.
     pub layout: Option<String>,
 }
 

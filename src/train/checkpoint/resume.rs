@@ -1,4 +1,4 @@
-//! Starts a new run or resumes one: the lock, the newest checkpoint, what all processes must agree on.
+//! Starts a new run or resumes one: the lock, the newest checkpoint, and the values that all processes must agree on.
 
 use std::ops::Range;
 
@@ -45,7 +45,7 @@ impl Start {
                 Ok(start) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
                 Err(error) => Err((chain(error), error.failure())),
             };
-            // It may have read a large checkpoint: no collective, which would give up.
+            // Not a collective, which would time out while rank 0 reads a large checkpoint.
             group.store().set(FOUND, &serde_json::to_vec(&word).expect("a word is plain data"))?;
             return here;
         }
@@ -87,7 +87,7 @@ pub(crate) fn agree(
     Ok(())
 }
 
-/// Returns the program's version, and the digest of its executable where that can be read.
+/// Returns the program's version, and the digest of its executable if that can be read.
 fn program() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let digest = std::env::current_exe().and_then(std::fs::File::open).and_then(|file| {

@@ -68,7 +68,7 @@ impl SharedCheckpoint {
     /// Returns the files that the other processes wrote into this folder.
     ///
     /// # Errors
-    /// If one could not, is lost, or wrote elsewhere: the same path may be another folder on another machine.
+    /// If a process failed, is lost, or wrote elsewhere: the same path may be another folder on another machine.
     pub(crate) fn collect(&self, step: u64, folder: &Location) -> Result<Vec<FileEntry>, TrainError> {
         (1..self.ranks)
             .map(|rank| match self.hear(step, rank)? {
@@ -91,7 +91,7 @@ impl SharedCheckpoint {
         if self.ranks == 1 { published } else { self.tell(step, published.map(|()| Word::Published)) }
     }
 
-    /// Says what became of this process's part; its own error comes before that of the store.
+    /// Reports the outcome of this process's part; the part's own error comes before an error of the store.
     fn tell(&self, step: u64, done: Result<Word, TrainError>) -> Result<(), TrainError> {
         let (word, done) = match done {
             Ok(word) => (word, Ok(())),

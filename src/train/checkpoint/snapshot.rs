@@ -52,7 +52,7 @@ struct BankRows {
     /// `[owned, dim]` on the host, in the bank's type.
     rows: Tensor,
     updated_step: Vec<Option<u64>>,
-    /// Their range in the whole bank.
+    /// Range of these rows in the whole bank.
     owned: Range<usize>,
 }
 

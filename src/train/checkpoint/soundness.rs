@@ -50,7 +50,7 @@ fn are_finite(features: &Tensor) -> bool {
 /// that are not all equal.
 ///
 /// # Errors
-/// If they do not; `wrong` makes the error of the weights.
+/// If a feature is not finite, or all are equal; `wrong` makes the error for equal features.
 pub(in crate::train) fn check_initial(
     encoder: &Encoder,
     init: &str,

@@ -178,7 +178,7 @@ fn uniformity(rows: &Tensor) -> f64 {
     if count < 2 {
         return 0.0;
     }
-    // Of unit rows, ‖x - y‖² = 2 - 2 x·y; the diagonal is left out.
+    // For unit rows ‖x - y‖² = 2 - 2 x·y; the diagonal is left out.
     let terms = ((rows.matmul(&rows.tr()) - 1.0) * 4.0).exp();
     let pairs = terms.sum(Kind::Double) - terms.diagonal(0, 0, 1).sum(Kind::Double);
     (pairs / (count * (count - 1)) as f64).log().double_value(&[])

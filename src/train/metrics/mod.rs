@@ -24,7 +24,7 @@ const MOST_GROWTH: f64 = 1.5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// The steps since the last line of either kind.
+    /// Steps since the last line of an interval or epoch.
     Interval,
     /// The epoch, or the rest of it after a resume.
     Epoch,
@@ -256,7 +256,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Begins now; `waited_before`: the time spent waiting for data until then.
+    /// Starts measuring; `waited_before`: the time spent waiting for data until then.
     pub(crate) fn start(waited_before: Duration) -> Self {
         Self {
             started: Instant::now(),
@@ -274,12 +274,12 @@ impl Meter {
         }
     }
 
-    /// The line of no step.
+    /// Returns a line that covers no steps.
     pub(crate) fn line_of_nothing(scope: Scope, step: u64, epoch: u64) -> MetricsLine {
         Self::start(Duration::ZERO).line(scope, step, epoch)
     }
 
-    /// Takes note of a step; `waited`: the time spent waiting for data so far.
+    /// Counts a step; `waited`: the time spent waiting for data so far.
     pub(crate) fn add(&mut self, outcome: StepOutcome, waited: Duration) {
         self.images += outcome.images as u64;
         self.waited = waited.saturating_sub(self.waited_before);
@@ -462,7 +462,7 @@ mod tests {
         let mut metrics = Metrics::resume(&run, 0).expect("a new record");
         metrics.push(&Meter::line_of_nothing(Scope::Interval, 10, 0));
         let older = metrics.files_of_checkpoint();
-        // An event of the same step after the checkpoint: in its own file.
+        // An event of the same step after the checkpoint goes into another file.
         metrics.push(&Meter::line_of_nothing(Scope::Epoch, 10, 0));
         metrics.files().publish().expect("published");
         older.publish().expect("published");

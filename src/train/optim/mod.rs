@@ -81,7 +81,7 @@ impl Optimizer {
     }
 
     /// Returns the divisor for gradients of this norm: `scale`, which they contain, times the excess over
-    /// `clip_norm`. `None` where both are 1.
+    /// `clip_norm`. `None` if both are 1.
     ///
     /// # Shape
     /// `norm`: a f64 scalar -> a f32 scalar on the same device

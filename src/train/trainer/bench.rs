@@ -243,7 +243,7 @@ impl Phase {
 #[derive(Clone, Copy, Debug)]
 enum Measure {
     Nothing,
-    /// Time; each mark waits for the device.
+    /// Measurement of time; each mark waits for the device.
     Time(Device, Instant),
     /// Operators of libtorch.
     Operators,

@@ -72,7 +72,7 @@ fn step(trainer: &mut Trainer, batch: &Batch) -> StepOutcome {
     trainer.finish().expect("finite numbers").expect("a step was made")
 }
 
-/// The parameter with this name.
+/// Returns the parameter with this name.
 fn parameter(trainer: &Trainer, name: &str) -> Tensor {
     trainer.encoder.parameters().into_iter().find(|(of, _)| of == name).expect("it has").1
 }
@@ -81,7 +81,7 @@ fn spoil(trainer: &Trainer) {
     let _ = no_grad(|| parameter(trainer, "fc.bias").fill_(f64::NAN));
 }
 
-/// Takes a step with features that are not finite, which moves nothing.
+/// Runs a step with non-finite features, which changes no state.
 fn spoilt<T>(trainer: &mut Trainer, step: impl FnOnce(&mut Trainer) -> T) -> T {
     let mut bias = parameter(trainer, "fc.bias");
     let before = bias.detach().copy();
@@ -102,9 +102,11 @@ fn state(trainer: &Trainer) -> State {
 fn a_batch_seen_again_costs_less_under_every_objective_and_in_bf16_with_weights_in_f32() {
     use ObjectiveKind::{InfoNce, Nce, Softmax};
     let of = |objective, precision| TrainConfig { objective, precision, ..config() };
-    for config in [of(Nce, Precision::F32), of(InfoNce, Precision::F32), of(Softmax, Precision::Bf16)] {
+    let in_f32 = [Nce, InfoNce, Softmax].map(|objective| of(objective, Precision::F32));
+    for config in in_f32.into_iter().chain([of(Softmax, Precision::Bf16)]) {
         let temperature = Temperature::new(0.5).expect("a temperature");
-        let mut trainer = trainer(TrainConfig { temperature, channels_last: true, ..config });
+        let channels_last = config.precision == Precision::Bf16;
+        let mut trainer = trainer(TrainConfig { temperature, channels_last, ..config });
         let losses: Vec<f64> = (0..2).map(|_| step(&mut trainer, &batch(0)).loss).collect();
         assert!(losses[1] < losses[0], "{:?} {losses:?}", trainer.config.objective);
         assert!(trainer.bank.updated_step()[batch(0).bank_rows[0].row()] == Some(1));
@@ -137,7 +139,7 @@ fn a_number_that_is_not_finite_names_step_quantity_and_ids() {
     step(&mut trainer, &batch(0));
     spoil(&trainer);
     trainer.step(&batch(1), Requests::default()).expect("its numbers come later");
-    // Before anything of the step can be saved.
+    // The error comes before anything of the step can be saved.
     let error = trainer.step(&batch(2), Requests::default()).expect_err("the step before").to_string();
     let first = batch(1).ids[0].0;
     assert!(error.starts_with("step 1: the features' sum is NaN"), "{error}");

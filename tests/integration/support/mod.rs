@@ -247,6 +247,10 @@ pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Opti
     let mut child = call.start();
     let what = format!("a checkpoint at step {step} of {}", run.display());
     wait_until(&what, std::slice::from_mut(&mut child), || newest_step(run) >= Some(step));
+    if let Some(status) = child.try_wait().expect("a look") {
+        // It ended before the signal.
+        return status.code();
+    }
     send(signal, &child);
     child.wait().expect("ends").code()
 }
@@ -259,6 +263,7 @@ pub(crate) fn send(signal: &str, child: &Child) {
 
 /// Copies a folder.
 pub(crate) fn copy(from: &Path, to: &Path) {
+    assert!(from.is_dir(), "{from:?}");
     std::fs::create_dir_all(to).expect("a folder");
     for path in entries(from) {
         let target = to.join(path.file_name().expect("a name"));

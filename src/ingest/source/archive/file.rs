@@ -20,7 +20,7 @@ const REMOTE_BYTES: u64 = 1 << 20;
 /// Number of bytes read at a time from a local file: a header and little more.
 const LOCAL_BYTES: u64 = 8 << 10;
 
-/// A file, wherever its bytes are. It is cheap to clone, and holds no file open except for the common spool.
+/// A file, local, remote or in the spool. It is cheap to clone, and keeps no file open except the common spool.
 #[derive(Clone, Debug)]
 pub(crate) struct SourceFile {
     name: Arc<str>,
@@ -30,7 +30,7 @@ pub(crate) struct SourceFile {
 
 #[derive(Clone, Debug)]
 enum Origin {
-    /// A local file; with the length, the stamp tells whether it changed.
+    /// A local file; a change of its length or stamp reveals that it changed.
     Local(Arc<Path>, Option<Stamp>),
     /// A file in an object store.
     Remote(Location),
@@ -167,7 +167,7 @@ impl SourceFile {
     }
 }
 
-/// Reads a part of a file through a moving buffer. A local file is open as long as the window.
+/// Reader of a part of a file through a moving buffer. A local file is open as long as the window exists.
 #[derive(Debug)]
 pub(crate) struct Window {
     file: SourceFile,

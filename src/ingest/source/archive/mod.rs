@@ -54,7 +54,7 @@ pub(crate) struct Request<'a> {
 enum Container {
     /// A folder, in which an entry's path names its file.
     Folder(Location),
-    /// An entry is a part of the file, made into an image file.
+    /// A file; each entry is a part of it, made into an image file.
     File(SourceFile, Decode),
 }
 
@@ -156,7 +156,7 @@ fn whole(location: &Location, bytes: u64, found: Bytes) -> Result<Bytes, Storage
     Err(changed(&location.to_string(), location.local_path().is_some(), bytes, found.len() as u64))
 }
 
-/// Open files by container, the last used one last; the first is closed where there would be too many.
+/// Open files by container, the last used one last; the first is closed if there would be too many.
 #[derive(Debug, Default)]
 struct Handles(Mutex<Vec<(u32, Arc<File>)>>);
 

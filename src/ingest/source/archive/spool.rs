@@ -1,8 +1,7 @@
-//! Copies on the local disk, for what can only be read from its beginning.
+//! Copies on the local disk, for data that can only be read from the beginning.
 //!
-//! All copies share one file without a name in the folder for temporary files (`TMPDIR`), so that thousands
-//! of compressed tars take one open file, and nothing is left when the process ends, however it ends. A copy
-//! is a list of pieces of that file.
+//! All copies share one unnamed file in the folder for temporary files (`TMPDIR`). So thousands of compressed tars need
+//! only one open file, and nothing is left when the process ends in any way. A copy is a list of pieces of that file.
 //!
 //! A compressed tar is unpacked once into the spool, since its members can only be read in order.
 
@@ -42,7 +41,7 @@ impl Spool {
     /// Makes a spool in the folder for temporary files.
     ///
     /// # Errors
-    /// If the folder is not there, or no file can be created in it.
+    /// If the folder is missing, or no file can be created in it.
     pub(crate) fn new() -> Result<Arc<Self>, StorageError> {
         Self::in_folder(&std::env::temp_dir())
     }
@@ -53,7 +52,7 @@ impl Spool {
         Ok(Arc::new(Self { folder: folder.to_owned(), file, end: AtomicU64::new(0) }))
     }
 
-    /// An error if `bytes` more bytes do not fit on the disk.
+    /// Checks that `bytes` more bytes fit on the disk.
     pub(crate) fn check_space(&self, bytes: u64) -> Result<(), StorageError> {
         self.check_space_after(0, bytes)
     }
@@ -99,7 +98,7 @@ fn shown(folder: &Path) -> String {
     format!("{} (TMPDIR)", folder.display())
 }
 
-/// Writes one copy.
+/// Writer of one copy.
 #[derive(Debug)]
 pub(crate) struct SpoolWriter {
     spool: Arc<Spool>,
@@ -163,11 +162,11 @@ pub(crate) enum Compression {
 /// Recognises the compression of a file by its first bytes.
 ///
 /// # Errors
-/// The reason, if it is of a kind that is not supported.
+/// The reason, if the compression is not supported.
 pub(crate) fn compression(head: &[u8]) -> Result<Option<Compression>, String> {
     let name = match head {
         [0x1F, 0x8B, ..] => return Ok(Some(Compression::Gzip)),
-        // The second is a skippable frame, with which pzstd begins.
+        // The second pattern is a skippable frame, with which pzstd files begin.
         [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => {
             return Ok(Some(Compression::Zstd));
         }
@@ -181,7 +180,7 @@ pub(crate) fn compression(head: &[u8]) -> Result<Option<Compression>, String> {
     Err(format!("{name} is not supported; unpack it, or compress it with zstd or gzip instead"))
 }
 
-/// The first bytes of what is compressed.
+/// Unpacks the first `count` bytes of a compressed file from its first bytes.
 pub(crate) fn first_bytes(head: &[u8], compression: Compression, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     // The head is cut, so an error at its end is expected; the bytes before it count.
@@ -199,7 +198,7 @@ pub(crate) fn first_bytes(head: &[u8], compression: Compression, count: usize) -
 /// Unpacks a file into the spool.
 ///
 /// # Errors
-/// If the file is cut or damaged or unpacks to too much, or the disk is full.
+/// If the file is cut or damaged or its unpacked bytes exceed the limit, or the disk is full.
 pub(crate) fn unpack(
     file: &SourceFile,
     compression: Compression,

@@ -53,9 +53,9 @@ pub(crate) struct Member {
 pub(crate) struct Index {
     /// Files, in their order in the tar.
     pub members: Vec<Member>,
-    /// The entries that cannot be taken; no folders.
+    /// Entries that cannot be taken, with the reason; folders are not listed.
     pub faults: Vec<(String, Fault)>,
-    /// Files with the name of a later entry, which unpacking leaves.
+    /// Files that a later entry of the same name replaces when unpacking.
     pub replaced: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn read_index(file: &SourceFile, keep_text: KeepText<'_>) -> Result<I
     read_headers(file.name(), Window::new(file)?, file.len(), keep_text)
 }
 
-/// The same of a tar that is a member of a tar; extents are those of the outer file.
+/// Reads the headers of a tar that is a member of a tar; extents are those of the outer file.
 pub(crate) fn read_nested(
     file: &SourceFile,
     member: &Member,
@@ -82,7 +82,7 @@ pub(crate) fn read_nested(
     Ok(index)
 }
 
-/// The same of `len` bytes; offsets count from the reader's first byte.
+/// Reads the headers of `len` bytes of a tar; offsets count from the reader's first byte.
 fn read_headers(
     name: &str,
     reader: impl Read + Seek,
@@ -262,7 +262,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         let shown = String::from_utf8_lossy(&name).into_owned();
         let path = safe_path(&name);
         let kind = header.kind();
-        // These have no data, whatever their size field contains; tar and Python's tarfile read them likewise.
+        // These entries have no data, whatever their size field contains; tar and Python's tarfile agree.
         let without_data = match kind {
             b'1' => {
                 let target = records.link_path.or(pending.long_link).unwrap_or_else(|| header.link_name());
@@ -304,7 +304,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         let found = match (map, kind) {
             (Some(map), _) => self.sparse_file(&map, data + size, start)?,
             _ if is_regular && name.ends_with(b"/") => Kind::Folder,
-            // A format that is not read.
+            // A sparse file in an unsupported format.
             _ if is_regular && (sparse.is_some() || records.is_star_sparse) => Kind::Other(Fault::Sparse),
             _ if is_regular => Kind::File { bytes: size, extent: Extent::Range { offset: data }, text: None },
             (_, b'S') => Kind::Other(Fault::Sparse),
@@ -341,7 +341,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(())
     }
 
-    /// The text of a small member, if the caller wants it.
+    /// Reads the text of a small member, if the caller selected it.
     fn text(&mut self, path: &str, bytes: u64, extent: &Extent) -> Result<Option<Arc<[u8]>>, IngestError> {
         // A hole is not text, and would take memory that the tar does not have.
         let &Extent::Range { offset } = extent else { return Ok(None) };
@@ -351,11 +351,11 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(Some(self.tar.read_vec(offset, bytes)?.into()))
     }
 
-    /// Resolves hard links, and lets a later entry replace an earlier one of its name.
+    /// Resolves hard links, and replaces earlier entries by later ones of the same name.
     fn finish(mut self) -> Result<Index, IngestError> {
         let mut slots = std::mem::take(&mut self.slots);
         let mut last: HashMap<&str, usize> = HashMap::with_capacity(slots.len());
-        // The file that each entry is, if it is one: a link is that of its target.
+        // By entry: number of its file, if it is a file or a link to one.
         let mut files: Vec<Option<usize>> = Vec::with_capacity(slots.len());
         for (number, slot) in slots.iter().enumerate() {
             files.push(match &slot.kind {
@@ -381,7 +381,7 @@ impl<R: Read + Seek> Walk<'_, R> {
                     let Kind::File { bytes, extent, text } = &mut slots[file].kind else {
                         unreachable!("only files are in the list of files")
                     };
-                    // Links to one file share its text, which a member has only if its own name asks for it.
+                    // Links to one file share its text, which a member keeps only if its own name is selected.
                     if text.is_none() {
                         *text = self.text(&path, *bytes, extent)?;
                     }

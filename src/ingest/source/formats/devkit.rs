@@ -58,7 +58,7 @@ pub(crate) fn find_labels(
     }
 }
 
-/// Gives the records labels, from a development kit or a csv; `whose` says for people which labels these are.
+/// Assigns the labels of a development kit or a csv to the records; `whose` describes these labels in messages.
 pub(super) fn give_labels_of(
     records: &mut Records<'_>,
     file: &Location,
@@ -93,7 +93,7 @@ pub(super) fn give_labels(
     records.labels = Some(words);
 }
 
-/// The class of each validation image in a development kit, by its name without the ending.
+/// Returns the class of each validation image in a development kit, by its name without the extension.
 pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, IngestError> {
     let wrong = |reason: String| IngestError::layout(&kit.location, reason);
     let read = |ending: &str| {
@@ -116,8 +116,8 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
     Ok(labels)
 }
 
-/// The class of each image in a csv, by its path or name as they are written, and a warning. The columns are separated
-/// by commas, tabs or semicolons. A first line of titles says which columns these are; without it there are two.
+/// Returns the class of each image in a csv, by its path or name as written, and a warning. The columns are separated
+/// by commas, tabs or semicolons. A first line of titles names the columns; without it there are two.
 fn labels_of_csv(
     bytes: &[u8],
     options: &IngestOptions,
@@ -184,7 +184,7 @@ fn labels_of_csv(
     Ok((labels, has_titles.then(|| unread_split(&titles, false)).flatten()))
 }
 
-/// The lines of a csv; they may have different numbers of columns.
+/// Iterates over the lines of a csv; they may have different numbers of columns.
 fn csv_records(bytes: &[u8], separator: char) -> impl Iterator<Item = csv::Result<csv::StringRecord>> {
     csv::ReaderBuilder::new()
         .has_headers(false)

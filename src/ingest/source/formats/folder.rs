@@ -20,7 +20,7 @@ pub(crate) struct Listing {
     pub faults: Vec<(String, Fault)>,
 }
 
-/// A file's size in bytes, and what tells whether it changed.
+/// Size of a file in bytes, and a stamp that reveals changes.
 pub(super) type ListedFile = (u64, Option<Stamp>);
 
 /// Lists a folder.
@@ -47,7 +47,7 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
 /// An entry of a folder.
 enum Found {
     File(ListedFile),
-    /// One that is not above itself, by its [`identity`].
+    /// A folder that is not above itself, by its [`identity`].
     Folder((u64, u64)),
     Fault(Fault),
 }
@@ -92,7 +92,7 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
         let chain: Vec<(u64, u64)> = chain.iter().chain([id]).copied().collect();
         let mut inside = list_local(&entry.path(), below, &chain)?;
         if entry.file_name().to_str().is_none() {
-            // Nothing in it has a path.
+            // The folder's name is not UTF-8, so no file in it has a path.
             let files = std::mem::take(&mut inside.files);
             inside.faults.extend(files.into_iter().map(|(path, _)| (path, Fault::NotUtf8)));
         }

@@ -88,10 +88,10 @@ pub(crate) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<
     Ok(())
 }
 
-/// The folders that lists name files of: the container of each and, in an object store, its files.
+/// Folders of the files that lists name: the container of each and, in an object store, its files.
 type Folders = HashMap<String, (u32, BTreeMap<String, ListedFile>)>;
 
-/// Where a file is; `None` if it is not there.
+/// Looks up a file; `None` if it does not exist.
 fn find(
     folders: &mut Folders,
     records: &mut Records<'_>,

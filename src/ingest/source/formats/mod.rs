@@ -98,8 +98,8 @@ struct Tar {
 }
 
 impl Tar {
-    /// Lists a tar. Of its json members only fields that may be labels are kept, including `label_column`.
-    /// The spool is for one that is compressed.
+    /// Lists a tar, and keeps of its json members only fields that may be labels, including `label_column`. A
+    /// compressed tar needs the spool.
     fn open(
         container: &Container,
         spool: Option<&Arc<Spool>>,
@@ -125,7 +125,7 @@ impl Tar {
         Ok(self.file.read(&member.extent, member.bytes)?)
     }
 
-    /// Adds its images, with their folders as classes; a split that the archive is known to be.
+    /// Adds the tar's images, with their folders as classes; `split` is that of the whole archive, if known.
     fn push_files(self, records: &mut Records<'_>, split: Option<Word>) {
         let origin = records.add_origin(&self.name);
         push_others(records, origin, &self.index);

@@ -148,7 +148,7 @@ fn guarded<T>(location: &Location, work: impl FnOnce() -> Result<T, IngestError>
     })
 }
 
-/// An error of the reader or of a column, as one of the file.
+/// Converts an error of the reader or of a column to one of the file.
 fn unreadable<E: std::fmt::Display>(location: &Location) -> impl Fn(E) -> IngestError {
     move |error| IngestError::layout(location, error.to_string())
 }

@@ -71,7 +71,7 @@ impl Header {
     }
 }
 
-/// Offset and length of each stored run in a map of the old GNU format; the first empty entry ends it.
+/// Parses offset and length of each stored run in a map of the old GNU format, up to the first empty entry.
 fn sparse_entries(bytes: &[u8]) -> Option<Vec<(u64, u64)>> {
     let used = bytes.chunks_exact(24).take_while(|entry| entry[12] != 0);
     used.map(|entry| Some((number(&entry[..12])?, number(&entry[12..])?))).collect()
@@ -203,7 +203,7 @@ fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
 pub(super) struct TarReader<'a, R> {
     pub name: &'a str,
     pub reader: R,
-    /// In bytes.
+    /// Length in bytes.
     pub len: u64,
 }
 
@@ -339,7 +339,7 @@ struct Numbers<'a, 'b, R> {
 }
 
 impl<R: Read + Seek> Numbers<'_, '_, R> {
-    /// The count of the stored runs, then offset and length of each; `None` if one is not there.
+    /// Reads the number of stored runs, then offset and length of each; `None` if one is missing.
     fn map(&mut self) -> Result<Option<Vec<(u64, u64)>>, IngestError> {
         let Some(count) = self.next()? else { return Ok(None) };
         let mut map = Vec::new();

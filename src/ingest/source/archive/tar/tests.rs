@@ -37,7 +37,7 @@ fn file(name: &str, data: &[u8]) -> Vec<u8> {
     entry(name, b'0', "", data)
 }
 
-/// A sparse file of 3000 bytes in GNU's old format, of which the bytes from 512 to 1024 are stored first.
+/// Makes a sparse file of 3000 bytes in GNU's old format, whose bytes from 512 to 1024 are stored first.
 fn old_sparse(name: &str, stored: &[u8]) -> Vec<u8> {
     let mut tar = entry(name, b'S', "", stored);
     tar[257..265].copy_from_slice(b"ustar  \0");
@@ -512,7 +512,7 @@ fn assert_inside(seed: u64, member: &Member, len: u64) {
     assert!(member.text.as_ref().is_none_or(|text| text.len() as u64 == member.bytes), "seed {seed}");
 }
 
-/// The fuzz target `tar` does so with more of them.
+/// The fuzz target `tar` tests more damaged tars.
 #[test]
 fn a_damaged_tar_is_an_error_or_lists_members_inside_of_it() {
     let whole = whole();
