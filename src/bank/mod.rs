@@ -55,7 +55,8 @@ impl MemoryBank {
 
     /// Creates a bank of random unit rows in f32.
     pub fn random(instances: usize, dim: usize, seed: u64, device: Device) -> Self {
-        let config = TrainConfig { dim, seed, bank_init: BankInit::Uniform, ..TrainConfig::default() };
+        let (bank_dtype, bank_init) = (BankDtype::F32, BankInit::Uniform);
+        let config = TrainConfig { dim, seed, bank_dtype, bank_init, ..TrainConfig::default() };
         Self::initial(&config, instances, 0..instances, device)
     }
 

@@ -443,6 +443,13 @@ mod tests {
     }
 
     #[test]
+    fn a_distance_counts_differing_bits() {
+        let hash = ViewHash([0, u64::MAX, 5, 6]);
+        assert_eq!(hash.distance(&hash), 0);
+        assert_eq!(hash.distance(&ViewHash([3, u64::MAX, 5, 7])), 3);
+    }
+
+    #[test]
     fn duplicates_come_back_as_they_were_written_and_a_missing_file_is_named() {
         let dir = tempfile::tempdir().expect("a folder");
         let dataset = Location::from_path(dir.path()).expect("a location");

@@ -104,7 +104,7 @@ pub(super) fn gather_numbers<T: bytemuck::Pod>(
     own: &[T],
 ) -> Result<Vec<Vec<T>>, DistributedError> {
     let bytes = group.gather_bytes(bytemuck::cast_slice(own))?;
-    Ok(bytes.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
+    Ok(bytes.into_iter().map(|bytes| bytemuck::pod_collect_to_vec(&bytes)).collect())
 }
 
 /// Concatenates the table parts of all processes in the order of ranks. Every process gets the table.
@@ -141,6 +141,8 @@ pub fn gather_table(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::feature_table::tests::{location, written_in_batches};
+    use crate::feature_table::{Dtype, StoredTable};
     use crate::search::{Shape, draw_tables, search};
 
     #[test]
@@ -151,13 +153,17 @@ mod tests {
         let mut bank = bank;
         let row = bank.feature(7).to_vec();
         bank.features[250 * 16..251 * 16].copy_from_slice(&row);
+        // In a file of several record batches, none of which begins where a part does.
+        let (_dir, location) = location();
+        written_in_batches(&location, &bank, 70, Dtype::F32).finish().expect("published");
+        let stored = StoredTable::open(&location).expect("opened");
         for leave_one_out in [false, true] {
             for k in [1, 5, 120] {
                 let whole = search(&bank, &queries, k, leave_one_out).expect("found");
                 let edges = [0, 3, 100, 300];
                 let part = |range: &[usize]| {
                     let wanted = (k + usize::from(leave_one_out)).min(range[1] - range[0]);
-                    let found = search_among(&bank, range[0]..range[1], &queries, wanted).expect("found");
+                    let found = search_among(&stored, range[0]..range[1], &queries, wanted).expect("found");
                     from_bytes(&to_bytes(&found), queries.len())
                 };
                 let parts: Vec<_> = edges.windows(2).map(part).collect();

@@ -1,6 +1,6 @@
 //! Bank rows with a query's own image: its duplicates, which may be excluded, and its own row.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use crate::dataset::DuplicateRow;
 use crate::feature_table::Table;
@@ -18,16 +18,23 @@ impl Duplicates {
         let mut groups = BTreeMap::<u64, Vec<&DuplicateRow>>::new();
         rows.iter().for_each(|row| groups.entry(row.group).or_default().push(row));
         // A query may be in several groups.
-        let mut all = BTreeMap::<InstanceId, BTreeSet<InstanceId>>::new();
+        let mut all = BTreeMap::<InstanceId, Vec<InstanceId>>::new();
         for group in groups.values() {
-            for query in group.iter().filter(|row| row.split == query_split) {
-                let is_other = |id: InstanceId| query_split != bank_split || id != query.id;
-                for row in group.iter().filter(|row| row.split == bank_split && is_other(row.id)) {
-                    all.entry(query.id).or_default().insert(row.id);
-                }
+            let of_split = |split: &str| -> Vec<InstanceId> {
+                group.iter().filter(|row| row.split == split).map(|row| row.id).collect()
+            };
+            let rows = of_split(bank_split);
+            for query in of_split(query_split) {
+                let others = rows.iter().filter(|&&id| query_split != bank_split || id != query);
+                all.entry(query).or_default().extend(others);
             }
         }
-        Self(all.into_iter().map(|(query, own)| (query, own.into_iter().collect())).collect())
+        all.retain(|_, own| !own.is_empty());
+        for own in all.values_mut() {
+            own.sort_unstable();
+            own.dedup();
+        }
+        Self(all)
     }
 
     /// Returns the duplicates of a query.

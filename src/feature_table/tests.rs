@@ -63,7 +63,12 @@ fn append_batch(writer: &mut TableWriter, batch: &FeatureTable, dtype: Dtype) {
 }
 
 /// Makes a writer that has all rows of a table, in batches.
-fn written_in_batches(location: &Location, table: &FeatureTable, batch: usize, dtype: Dtype) -> TableWriter {
+pub(crate) fn written_in_batches(
+    location: &Location,
+    table: &FeatureTable,
+    batch: usize,
+    dtype: Dtype,
+) -> TableWriter {
     let mut writer = TableWriter::start(location, &table.meta, dtype).expect("started");
     for rows in rows::split(0..table.len(), batch) {
         append_batch(&mut writer, &part(table, rows), dtype);
@@ -199,11 +204,12 @@ fn ids_that_follow_each_other_and_others_are_those_of_the_file() {
 
 #[test]
 fn a_label_beyond_the_classes_is_named_with_its_row() {
-    let mut wrong = table(40_000);
-    wrong.labels[30_001] = Some(ClassId(wrong.meta.classes.len() as u16));
+    // In the second record batch.
+    let mut wrong = table(70_000);
+    wrong.labels[66_001] = Some(ClassId(wrong.meta.classes.len() as u16));
     let (_dir, location) = location();
     wrong.write(&location).expect("written");
-    let expected = format!("{location} row 30001: label 2 is out of range, expected -1 or a class below 2");
+    let expected = format!("{location} row 66001: label 2 is out of range, expected -1 or a class below 2");
     assert_eq!(FeatureTable::read(&location).expect_err("refused").to_string(), expected);
     assert_eq!(StoredTable::open(&location).expect_err("refused").to_string(), expected);
     // Beyond the range of a label, whatever the metadata says.
@@ -223,6 +229,17 @@ fn read_in_ranges(table: &dyn Table, longest: usize) -> Result<Vec<f32>, TableEr
         features.extend_from_slice(&vectors.rows(middle..range.end)?);
     }
     Ok(features)
+}
+
+#[test]
+fn a_feature_that_is_not_finite_is_named_in_a_later_record_batch_too() {
+    let mut wrong = table(70_000);
+    wrong.features[2 * 66_001 + 1] = f32::NAN;
+    let (_dir, location) = location();
+    wrong.write(&location).expect("written");
+    let stored = StoredTable::open(&location).expect("opened");
+    let error = read_in_ranges(&stored, 10_000).expect_err("refused").to_string();
+    assert_eq!(error, format!("{location} row 66001: the feature is not finite"));
 }
 
 #[test]

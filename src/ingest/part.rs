@@ -296,7 +296,8 @@ impl PartJob<'_> {
             index,
             report: found,
         };
-        let rows = [self.rows.as_slice(), &new_rows].concat();
+        let mut rows = self.rows.clone();
+        rows.extend(new_rows);
         let mut digest = ContentDigest::new(options.exif_orientation.is_applied());
         rows.iter().for_each(|row| digest.add(row.id, row.label, row.image));
         let mut split = Split {
@@ -521,6 +522,8 @@ fn index_rows(shards: &[Vec<Instance<'_>>], written: &[WrittenShard], first_shar
             });
         }
     }
+    let assigned: usize = shards.iter().map(Vec::len).sum();
+    assert_eq!(rows.len(), assigned, "every image was written");
     rows.sort_unstable_by_key(|row| row.id);
     rows
 }

@@ -28,8 +28,9 @@ pub(super) const IMAGES_AT_ONCE: usize = 16;
 /// Size in bytes above which a file is rejected unread.
 const MOST_IMAGE_BYTES: u64 = 1 << 30;
 
-/// Information from the check of an image, as it goes into a shard.
+/// Information from the check of an image, as it goes into a shard. Saved work with other fields is done again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ImageInfo {
     pub width: u32,
     pub height: u32,

@@ -278,7 +278,11 @@ const TYPES: [(Kind, Dtype); 6] = [
 ];
 
 fn dtype(kind: Kind) -> Dtype {
-    TYPES.into_iter().find(|(of, _)| *of == kind).expect("no tensor of this crate is of another kind").1
+    TYPES
+        .into_iter()
+        .find(|(of, _)| *of == kind)
+        .unwrap_or_else(|| unreachable!("a tensor of kind {kind:?}"))
+        .1
 }
 
 fn kind(dtype: Dtype) -> Option<Kind> {

@@ -21,6 +21,9 @@ pub(super) fn inner_product(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f64 
     simd_level.run(InnerProduct(a, b))
 }
 
+/// Number of partial sums in f32, in two of the widest registers: an addition does not wait for the one before.
+const ROUGH_LANES: usize = 32;
+
 struct InnerProduct<'a>(&'a [f32], &'a [f32]);
 
 impl Kernel for InnerProduct<'_> {
@@ -63,11 +66,11 @@ impl Kernel for RoughSimilarity<'_> {
 
     #[inline(always)]
     fn run(self) -> f32 {
-        let (a_chunks, a_rest) = self.0.as_chunks::<LANES>();
-        let (b_chunks, b_rest) = self.1.as_chunks::<LANES>();
-        let mut sums = [0.0; LANES];
+        let (a_chunks, a_rest) = self.0.as_chunks::<ROUGH_LANES>();
+        let (b_chunks, b_rest) = self.1.as_chunks::<ROUGH_LANES>();
+        let mut sums = [0.0; ROUGH_LANES];
         for (a, b) in a_chunks.iter().zip(b_chunks) {
-            for lane in 0..LANES {
+            for lane in 0..ROUGH_LANES {
                 sums[lane] += a[lane] * b[lane];
             }
         }

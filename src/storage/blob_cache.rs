@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
     }
 
-    /// Body of the child process that `a_kill_while_writing_leaves_only_whole_files_and_no_lock` kills; no test by itself.
+    /// Body of the child that `a_kill_while_writing_leaves_only_whole_files_and_no_lock` kills; no test by itself.
     #[test]
     #[ignore = "started by another test"]
     fn child_that_writes_until_it_is_killed() {

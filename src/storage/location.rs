@@ -496,12 +496,18 @@ pub struct Published {
 
 /// A file being written. It appears at its location when [`Upload::finish`] succeeds; an upload that is dropped earlier
 /// leaves nothing.
-#[derive(Debug)]
 pub struct Upload {
     location: Location,
     writer: Option<WriteMultipart>,
     hasher: blake3::Hasher,
     bytes: u64,
+}
+
+/// Shows no credentials, which the clients of some stores would.
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Upload({}, {} bytes)", self.location, self.bytes)
+    }
 }
 
 impl Upload {

@@ -322,6 +322,8 @@ impl Learner for Tuner {
             loss,
             gradient_norm,
             lr,
+            // No meaning without a bank; published as 1.
+            row_cosine: 1.0,
             asked: Requests::from_sums(stop, save),
             ..StepOutcome::default()
         }))

@@ -90,12 +90,14 @@ fn doc_comments_begin_with_their_subject() {
 
 /// First lines of the paragraphs of doc comments that begin with a question's word.
 fn hidden_subjects(text: &str) -> impl Iterator<Item = &str> {
-    let doc = |line: &'_ str| line.trim_start().starts_with("///") || line.trim_start().starts_with("//!");
-    let comment = |line: &'_ str| line.trim_start().trim_start_matches(['/', '!']).trim();
+    fn doc(line: &str) -> Option<&str> {
+        let line = line.trim_start();
+        line.strip_prefix("///").or_else(|| line.strip_prefix("//!")).map(str::trim)
+    }
     let before = std::iter::once("").chain(text.lines());
-    before.zip(text.lines()).filter_map(move |(before, line)| {
-        let is_first = doc(line) && (!doc(before) || comment(before).is_empty());
-        let word = comment(line).split([' ', ':', ',']).next()?;
+    before.zip(text.lines()).filter_map(|(before, line)| {
+        let is_first = doc(before).is_none_or(str::is_empty);
+        let word = doc(line)?.split([' ', ':', ',']).next()?;
         (is_first && HIDDEN_SUBJECTS.contains(&word)).then_some(line)
     })
 }

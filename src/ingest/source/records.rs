@@ -86,7 +86,7 @@ pub(crate) enum Fault {
     SymbolicLink,
     #[error("a hard link to a file that the archive does not hold")]
     DanglingHardLink,
-    #[error("not a file")]
+    #[error("not a file, but a device, a pipe or an unknown type")]
     NotAFile,
     #[error("its name is not UTF-8")]
     NotUtf8,

@@ -76,6 +76,29 @@ fn shards_that_a_journal_names_without_entry_points_are_written_again() {
     at.verify();
 }
 
+/// A journal of a version with other records of images that were made smaller.
+#[test]
+fn images_whose_records_another_version_saved_are_checked_again() {
+    let at = fixture();
+    let whole = at.dest.with_file_name("whole");
+    let smaller = |options: IngestOptions| IngestOptions { max_side: Some(8), ..options };
+    folder(&at.source);
+    fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
+    ingest(&smaller(lenient(options(&at.source, &whole))), &Quiet).expect("ingested");
+    ingest(&smaller(at.options()), &Quiet).expect_err("1 of 12 is too many");
+    let mut changed = 0;
+    for (name, text) in files(&at.dest.join(".work")) {
+        let Ok(text) = String::from_utf8(text) else { continue };
+        let before = text.replace(r#""change":"Smaller""#, r#""changes":{"smaller":true,"baseline":false}"#);
+        changed += usize::from(before != text);
+        fs::write(at.dest.join(".work").join(&name), before).expect("a record");
+    }
+    assert!(changed > 0, "records are found");
+    ingest(&smaller(lenient(at.options())), &Quiet).expect("resumed");
+    assert_eq!(files(&at.dest), files(&whole));
+    at.verify();
+}
+
 #[test]
 fn an_object_that_changed_since_an_interruption_is_looked_at_anew() {
     let at = with_folder();

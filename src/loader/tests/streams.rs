@@ -75,6 +75,10 @@ fn evaluation_sees_each_image_of_a_store_once_and_fetches_each_row_group_once() 
     let mut loader = evaluation_batches(Arc::clone(&store), transform, 7, 2).expect("started");
     let all: Vec<Batch> = loader.by_ref().collect::<Result<_, _>>().expect("batches");
     let mut ids = ids(&all);
+    let layout = store.layout();
+    let stored =
+        (0..layout.groups()).flat_map(|group| layout.members(group)).map(|row| store.ids()[row.row()].0);
+    assert_eq!(ids, stored.collect::<Vec<_>>(), "in the order of the file");
     ids.sort_unstable();
     assert_eq!(ids, (0..100).collect::<Vec<_>>());
     assert_eq!(loader.stats().requests, store.layout().groups() as u64);

@@ -450,6 +450,7 @@ impl RetryPolicy for PartRetries {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use object_store::client::HttpError;
@@ -480,6 +481,21 @@ mod tests {
         assert_eq!(calls.load(Ordering::Relaxed), 3);
         let text = error.to_string();
         assert!(text.contains("gave up after 3 tries") && text.contains("cut"), "{text}");
+    }
+
+    #[test]
+    fn attempts_are_made_for_the_time_of_retries_and_not_longer() {
+        let store = retried(1, 100);
+        let began = Instant::now();
+        let last = Mutex::new(Duration::ZERO);
+        let action = |_| {
+            *last.lock().expect("one thread") = began.elapsed();
+            async { Err::<(), _>(lost()) }
+        };
+        block_on(store.attempt(LIST, &Path::from("file"), action)).expect_err("always lost");
+        let last = *last.lock().expect("one thread");
+        // The pauses alone would end after 0.2 to 0.4, 0.6 to 1.2 and 1.4 to 2.8 s.
+        assert!((900..1400).contains(&last.as_millis()), "{last:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::DataIdentity;
@@ -153,12 +153,14 @@ impl Common {
         let Learned { config, encoder, optimizer, cursor } = learner.learned();
         let mut state = TrainState {
             cursor,
+            ln_partition: None,
             optimizer_steps: Some(optimizer.steps()),
+            skipped_steps: 0,
+            loss_scale: Value::Null,
             layout: data.layout.clone(),
             instances: data.ids.len() as u64,
             encoder: json!(encoder.config()),
             config: json!(config),
-            ..TrainState::default()
         };
         learner.complete(&mut state);
         Self {

@@ -175,6 +175,9 @@ impl Handles {
         // Opened without the lock: a slow file system must not delay other threads. Two threads may open one file.
         let Some(handle) = file.handle()?.map(Arc::new) else { return Ok(None) };
         let mut open = open();
+        if let Some(known) = find(&mut open) {
+            return Ok(Some(known));
+        }
         if open.len() >= MOST_OPEN {
             open.remove(0);
         }
