@@ -9,7 +9,7 @@
 //! all       + λ ‖f - v‖², the proximal term; and the mean over the batch
 //! ```
 //!
-//! All objectives share one code path. Tiles of candidate rows go into the sums of a [`Partial`]; partials of disjoint
+//! All objectives share one code path. Tiles of candidate rows go into the sums of a `Partial`; partials of disjoint
 //! shards merge, in one process or over several; the partial of all rows gives loss and gradient in closed form.
 //! Neither `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
 //! Evaluation changes no state: Z is set by [`Objective::prepare`] and updated by [`Objective::follow`].

@@ -434,7 +434,10 @@ impl Location {
     }
 
     fn store(&self) -> Arc<dyn ObjectStore> {
-        self.store.clone().map_or_else(store::local, |store| store)
+        match &self.store {
+            Some(store) => Arc::clone(store) as Arc<dyn ObjectStore>,
+            None => store::local(),
+        }
     }
 
     /// Returns whether the user asserts that no other process writes to the object store.
