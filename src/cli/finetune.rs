@@ -38,7 +38,7 @@ pub(super) struct FinetuneArgs {
     #[arg(long, value_name = "URL")]
     run: String,
     /// Fraction of the labels, with equal counts for each class
-    #[arg(long, value_name = "SHARE", default_value = "0.01")]
+    #[arg(long, value_name = "SHARE", default_value = "0.01", value_parser = super::label_fraction)]
     label_fraction: Fraction,
     /// Seed of the label selection
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -50,7 +50,7 @@ pub(super) struct LinearArgs {
     #[arg(long, value_name = "N", requires = "run", conflicts_with = "label_fraction")]
     limit: Option<u64>,
     /// Train on this fraction of the labels, with equal counts for each class
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = super::label_fraction)]
     label_fraction: Option<Fraction>,
     /// Seed of the label selection
     #[arg(long, value_name = "N", default_value_t = 0, requires = "label_fraction")]

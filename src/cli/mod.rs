@@ -45,6 +45,8 @@ use crate::commands::Report;
 use crate::failure::Failure;
 use crate::run_config::{Choice, ConfigError, choices};
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
+#[cfg(feature = "torch")]
+use crate::units::Fraction;
 
 /// Train an image encoder without labels, and score it by its nearest neighbours.
 #[derive(Debug, Parser)]
@@ -368,6 +370,17 @@ fn write_stdout(bytes: &[u8]) -> anyhow::Result<()> {
 fn write_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("JSON")?;
     write_stdout((text + "\n").as_bytes())
+}
+
+/// Parses the fraction of the labels that are used.
+#[cfg(feature = "torch")]
+fn label_fraction(text: &str) -> Result<Fraction, String> {
+    let fraction = text.parse::<Fraction>().map_err(|error| error.to_string())?;
+    if fraction.get() > 0.0 {
+        Ok(fraction)
+    } else {
+        Err("no label would be used; give more than 0".to_owned())
+    }
 }
 
 /// Parses a local path by the rules of locations.

@@ -1,7 +1,6 @@
 //! The ingest job, from the listing to the manifest.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rayon::ThreadPool;
@@ -165,24 +164,9 @@ fn check_overlap(options: &IngestOptions) -> Result<(), IngestError> {
     }
 }
 
-/// Returns whether the locations are equal or one contains the other; links of this machine are followed.
+/// Returns whether the locations are equal or one contains the other.
 pub(super) fn overlap(one: &Location, other: &Location) -> bool {
-    // For a store: scheme, bucket, and the parts of the key.
-    let parts = |location: &Location| match location.local_path() {
-        Some(path) => canonical(path),
-        None => PathBuf::from(location.to_string()),
-    };
-    let (one, other) = (parts(one), parts(other));
-    one.starts_with(&other) || other.starts_with(&one)
-}
-
-/// Resolves the links of a path, as far as the path exists.
-fn canonical(path: &Path) -> PathBuf {
-    let exists = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
-    exists.map_or_else(
-        || path.to_owned(),
-        |(above, canonical)| canonical.join(path.strip_prefix(above).expect("an ancestor")),
-    )
+    one.is_within(other) || other.is_within(one)
 }
 
 /// Makes the plan, and checks that the options fit it.

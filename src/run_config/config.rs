@@ -95,11 +95,11 @@ options! {
         /// shape is skipped. Without it, weights are random.
         init: String = String::new(), Resumable, value_name: "URL";
         /// Length of the embedding.
-        dim: usize = 128, Identity, range: Range::AtLeast(1);
+        dim: usize = 128, Identity, range: Range::Between(1, 65_536);
     }
     Data {
         /// Side of the square that the encoder sees, in pixels.
-        image_size: u32 = 224, Identity, range: Range::AtLeast(8), value_name: "PIXELS",
+        image_size: u32 = 224, Identity, range: Range::Between(8, 4096), value_name: "PIXELS",
             by_images: Some("224; 32 for images of at most 48 pixels");
         /// Augmentation recipe.
         recipe: RecipeKind = RecipeKind::Imagenet, Identity, finetune: true,
@@ -222,7 +222,7 @@ options! {
         /// Print the work and waiting time of each loader stage after each epoch.
         stats: bool = false, Resumable;
         /// Threads that decode and augment; 0 for one per core.
-        loader_threads: usize = 0, Machine, finetune: true;
+        loader_threads: usize = 0, Machine, range: Range::Between(0, 1024), finetune: true;
         /// Batches to prepare ahead of need.
         prefetch: usize = 2, Machine;
     }

@@ -148,6 +148,8 @@ pub enum Range {
     Any,
     /// At least this number.
     AtLeast(u32),
+    /// From the first number to the second.
+    Between(u32, u32),
     /// Finite, and at least 0.
     NotNegative,
     /// At least 0 and below 1.
@@ -160,6 +162,7 @@ impl Range {
         match self {
             Self::Any => true,
             Self::AtLeast(least) => value >= f64::from(least),
+            Self::Between(least, most) => (f64::from(least)..=f64::from(most)).contains(&value),
             Self::NotNegative => value.is_finite() && value >= 0.0,
             Self::BelowOne => (0.0..1.0).contains(&value),
         }
@@ -171,6 +174,7 @@ impl fmt::Display for Range {
         match self {
             Self::Any => f.write_str("any number"),
             Self::AtLeast(least) => write!(f, "at least {least}"),
+            Self::Between(least, most) => write!(f, "from {least} to {most}"),
             Self::NotNegative => f.write_str("finite and at least 0"),
             Self::BelowOne => f.write_str("at least 0 and below 1"),
         }
@@ -198,7 +202,7 @@ pub trait OptionValue: Serialize + DeserializeOwned {
 
 /// Value that a file holds as a string or as a number.
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text or a number")]
 pub(super) enum TextOrNumber<N> {
     Text(String),
     Number(N),

@@ -433,6 +433,16 @@ impl Location {
         Ok(())
     }
 
+    /// Returns whether this is the other location or below it; links of this machine are followed.
+    pub fn is_within(&self, other: &Self) -> bool {
+        // For a store: scheme, bucket, and the parts of the key.
+        let parts = |location: &Self| match location.local_path() {
+            Some(path) => canonical(path),
+            None => PathBuf::from(location.to_string()),
+        };
+        parts(self).starts_with(parts(other))
+    }
+
     fn store(&self) -> Arc<dyn ObjectStore> {
         match &self.store {
             Some(store) => Arc::clone(store) as Arc<dyn ObjectStore>,
@@ -487,6 +497,15 @@ const PART_BYTES: usize = 8 << 20;
 const PARTS_IN_FLIGHT: usize = 4;
 /// Parts in flight to a disk: one is written while the next is filled.
 const PARTS_TO_A_DISK: usize = 2;
+
+/// Resolves the links of a path, as far as the path exists.
+fn canonical(path: &LocalPath) -> PathBuf {
+    let exists = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    exists.map_or_else(
+        || path.to_owned(),
+        |(above, canonical)| canonical.join(path.strip_prefix(above).expect("an ancestor")),
+    )
+}
 
 /// Size and digest of a published file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

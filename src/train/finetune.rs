@@ -21,7 +21,7 @@ use super::learner::{Learned, Learner, StepOutcome, advance};
 use super::optim::{Optimizer, learning_rate};
 use super::{Hooks, Opened, Outcome, StopFlag, TrainError, TrainJob, join, tell};
 use crate::checkpoint::{Checkpoint, Cursor, MODEL, TrainState};
-use crate::dataset::{Manifest, write_label_subset};
+use crate::dataset::write_label_subset;
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce};
 use crate::loader::{Batch, Source, Subset, SubsetRecord};
 use crate::model::libtorch::PendingRead;
@@ -130,7 +130,7 @@ struct Labelled {
 impl Labelled {
     /// Opens the training data, and checks that the configuration fits it.
     fn open(job: &FinetuneJob) -> Result<Self, TrainError> {
-        let manifest = Manifest::read(&job.train.dataset)?;
+        let manifest = job.train.manifest()?;
         if manifest.classes.is_empty() {
             let reason = format!(
                 "{}: the dataset has no labels, which fine-tuning learns from; ingest it with its classes",

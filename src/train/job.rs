@@ -55,11 +55,22 @@ impl TrainJob {
         Ok(Some(state.cursor.step))
     }
 
+    /// Reads the manifest of the dataset, into which the run may not write.
+    pub(super) fn manifest(&self) -> Result<Manifest, TrainError> {
+        let manifest = Manifest::read(&self.dataset)?;
+        if self.run.is_within(&self.dataset) {
+            let reason =
+                format!("--run {} is within --dataset {}; give a folder beside it", self.run, self.dataset);
+            return Err(TrainError::Config { reason });
+        }
+        Ok(manifest)
+    }
+
     /// Opens the training data, and checks that the configuration fits it.
     pub(super) fn open(&self) -> Result<(Arc<dyn Source>, DataIdentity), TrainError> {
         let config = &self.config;
         config.validate()?;
-        let manifest = Manifest::read(&self.dataset)?;
+        let manifest = self.manifest()?;
         let source = config.training_source(&self.dataset, &manifest)?;
         config.check_size(source.len(), self.rendezvous.world())?;
         let data = DataIdentity::of(self, &manifest, source.as_ref())?;

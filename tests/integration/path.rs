@@ -359,6 +359,31 @@ mod trained {
     }
 
     #[test]
+    fn a_run_may_not_write_into_its_dataset_and_unreasonable_numbers_are_refused() {
+        let dir = scratch();
+        let dataset = dir.path().join("dataset");
+        copy(super::dataset(), &dataset);
+        for run in [dataset.clone(), dataset.join("runs/r")] {
+            for more in ["", "--estimate"] {
+                let error = train(&dataset, &run, more).fails(78);
+                assert!(error.contains("is within --dataset"), "{error}");
+            }
+        }
+        assert!(!dataset.join("runs").exists() && !dataset.join("config.toml").exists());
+        for (option, range) in [
+            ("--dim 100000000", "dim must be from 1 to 65536"),
+            ("--image-size 100000", "image_size must be from 8 to 4096"),
+            ("--loader-threads 100000", "loader_threads must be from 0 to 1024"),
+        ] {
+            let call = instdisc(&format!("train --device cpu {option}")).arg("--dataset", &dataset);
+            let error = call.arg("--run", dir.path().join("run")).fails(78);
+            assert!(error.contains(range), "{error}");
+        }
+        let error = instdisc("finetune --label-fraction 0 --checkpoint c --dataset d --run r").fails(2);
+        assert!(error.contains("no label would be used"), "{error}");
+    }
+
+    #[test]
     fn a_run_that_has_begun_is_estimated_and_exported_in_lines_for_people() {
         let dir = scratch();
         let run = trained(&dir, "--epochs 1 --no-monitor");
