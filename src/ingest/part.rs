@@ -383,7 +383,9 @@ impl PartJob<'_> {
     fn write(&self, number: usize, shard: &[Instance<'_>]) -> Result<WrittenShard, IngestError> {
         let Checker { memory, threads, progress, .. } = self.checker;
         let name = self.shard_name(number);
-        if let Some(written) = self.finished_shard(&name)? {
+        // A record of other images, which a damaged journal could have, is passed over.
+        let finished = self.finished_shard(&name)?.filter(|written| written.offsets.len() == shard.len());
+        if let Some(written) = finished {
             progress.advance(written.entry.rows);
             return Ok(written);
         }

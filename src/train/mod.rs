@@ -370,7 +370,7 @@ impl<L: Learner> Session<'_, L> {
             let gives_up = if self.group.world() == 1 { self.stop } else { &StopFlag::new(false) };
             // `None`: stopped while waiting for data, or the loader ended without an error.
             let batch = self.loader.next_of(epoch, gives_up).transpose()?;
-            if batch.is_none() && !self.is_told_to_stop() {
+            if batch.is_none() && !self.should_stop() {
                 return Err(LoaderError::Stopped.into());
             }
             let here = self.requests();
@@ -478,7 +478,7 @@ impl<L: Learner> Session<'_, L> {
     fn requests(&self) -> Requests {
         let minutes = self.config().checkpoint_every_minutes;
         let is_late = minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0;
-        Requests { stop: self.is_told_to_stop(), save: self.group.is_first() && is_late }
+        Requests { stop: self.should_stop(), save: self.group.is_first() && is_late }
     }
 
     /// Returns the requests for all processes before the next step: those that came with an earlier step, and those
@@ -492,11 +492,11 @@ impl<L: Learner> Session<'_, L> {
 
     /// Agrees on what all processes do at the end of an epoch.
     fn decide(&self, save: bool) -> Result<Requests, TrainError> {
-        let here = Requests { stop: self.is_told_to_stop(), save: save && self.group.is_first() };
+        let here = Requests { stop: self.should_stop(), save: save && self.group.is_first() };
         Ok(here.of_any(&self.group)?)
     }
 
-    fn is_told_to_stop(&self) -> bool {
+    fn should_stop(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
